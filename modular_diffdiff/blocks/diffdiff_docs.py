@@ -1,0 +1,205 @@
+"""What every input and output is, in a type and a sentence, once for all blocks and pipelines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.modular_pipelines import SequentialPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+
+
+Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
+ChangeMap = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | list
+Text = str | list[str]
+
+# name: (type, default, sentence)
+INPUTS: dict[str, tuple[Any, Any, str]] = {
+    "prompt": (Text, None, "What the changed regions shall show: a text, or one for each image of the batch."),
+    "prompt_2": (Text, None, "Text for `tokenizer_2` and `text_encoder_2`; `prompt` where it is not given."),
+    "negative_prompt": (Text, None, "What the changed regions shall not show; used by guiders with a negative side."),
+    "negative_prompt_2": (Text, None, "Negative text for `text_encoder_2`; `negative_prompt` where it is not given."),
+    "cross_attention_kwargs": (dict, None, "Keyword arguments for the UNet's attention processors; `scale` is LoRA's."),
+    "clip_skip": (int, None, "How many of the text encoders' last layers are left out."),
+    "image": (
+        Images,
+        None,
+        "The image to edit, or a batch of equal size: PIL images, numpy arrays (H, W, 3) in [0, 1], or tensors "
+        "(3, H, W) in [0, 1]. Any size; results come back at the same one.",
+    ),
+    "height": (int, None, "Height in pixels to which the image is resized; its own where it is not given."),
+    "width": (int, None, "Width in pixels to which the image is resized; its own where it is not given."),
+    "preprocess_kwargs": (dict, None, "Keyword arguments for `VaeImageProcessor.preprocess` of the image."),
+    "diffdiff_map": (
+        ChangeMap,
+        None,
+        "The change map, or one for each image: white (1) keeps the original, black (0) lets everything change, grey "
+        "(g) lets change begin after the share g of the steps. A PIL image, numpy array, tensor (H, W), (1, H, W) or "
+        "(B, 1, H, W), path or URL; another size than the image's is resized to it.",
+    ),
+    "invert_diffdiff_map": (bool, False, "Reads the map the other way round: white marks what changes."),
+    "num_images_per_prompt": (int, 1, "How many images to make of each prompt."),
+    "num_inference_steps": (
+        int,
+        50,
+        "Number of denoising steps; the change map's values are thresholds on this schedule.",
+    ),
+    "timesteps": (
+        list[int] | torch.Tensor,
+        None,
+        "Timesteps to use instead of the scheduler's own spacing, for schedulers that take them.",
+    ),
+    "sigmas": (
+        list[float] | torch.Tensor,
+        None,
+        "Sigmas to use instead of the scheduler's own spacing, for schedulers that take them.",
+    ),
+    "denoising_end": (
+        float,
+        None,
+        "Share of the schedule, in (0, 1], after which to stop; kept elements then end at that step's noise level.",
+    ),
+    "generator": (
+        torch.Generator | list[torch.Generator],
+        None,
+        "Source of the random numbers, or one for each output (prompts x images per prompt), which makes each output "
+        "independent of the others.",
+    ),
+    "latents": (
+        torch.Tensor,
+        None,
+        "The original's latents noised to the first step's level, (outputs, 4, h, w), instead of noise drawn from "
+        "`generator`.",
+    ),
+    "image_latents": (
+        torch.Tensor,
+        None,
+        "The encoded original, x0, (B, 4, h, w); to give it yourself, pop `image_encoder` from the blocks.",
+    ),
+    "image_size": (
+        tuple[int, int],
+        None,
+        "Height and width in pixels of the original before it was padded to whole latent cells.",
+    ),
+    "original_size": (
+        tuple[int, int],
+        None,
+        "SDXL's micro-conditioning: (height, width) of the original; that of the latents where it is not given.",
+    ),
+    "target_size": (
+        tuple[int, int],
+        None,
+        "SDXL's micro-conditioning: (height, width) wanted; that of the latents where it is not given.",
+    ),
+    "negative_original_size": (tuple[int, int], None, "`original_size` of the negative side; the same by default."),
+    "negative_target_size": (tuple[int, int], None, "`target_size` of the negative side; the same by default."),
+    "crops_coords_top_left": (tuple[int, int], (0, 0), "SDXL's micro-conditioning: where the picture was cropped."),
+    "negative_crops_coords_top_left": (tuple[int, int], (0, 0), "`crops_coords_top_left` of the negative side."),
+    "aesthetic_score": (float, 6.0, "Score wanted, for a refiner whose config requires aesthetic scores."),
+    "negative_aesthetic_score": (float, 2.0, "Score not wanted, for a refiner whose config requires them."),
+    "eta": (float, 0.0, "η of the DDIM paper, 0 (deterministic) to 1; for schedulers that take it."),
+    "output_type": (str, "pil", "Form of the results: 'pil', 'np', 'pt', or 'latent' for latents."),
+    "guidance_scale": (
+        float,
+        None,
+        "Not taken by the call: guidance belongs to the guider, as in "
+        "`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=7.5))`.",
+    ),
+    "strength": (float, None, "Not taken: the map says it; a constant map of 1 - s is image-to-image at strength s."),
+    "denoising_start": (float, None, "Not taken yet: the change map counts from the schedule's first step."),
+    "noise": (torch.Tensor, None, "The noise of the original's trajectory, (outputs, 4, h, w)."),
+    "release_steps": (
+        torch.Tensor,
+        None,
+        "The step from which each latent element is free to change, int32 (outputs, 1, h, w); the number of steps "
+        "for those that never are.",
+    ),
+    "level_alphas": (torch.Tensor, None, "Factor on the original at every noise level of the schedule, and 1 last."),
+    "level_sigmas": (torch.Tensor, None, "Factor on the noise at every noise level of the schedule, and 0 last."),
+    "images": (list[PIL.Image.Image] | np.ndarray | torch.Tensor, None, "The edited images, in the form asked for."),
+    "prompt_embeds": (
+        torch.Tensor,
+        None,
+        "Text embeddings, (B, tokens, features); to give them yourself, pop `text_encoder` from the blocks.",
+    ),
+    "negative_prompt_embeds": (torch.Tensor, None, "Text embeddings of the negative prompt, of the same shape."),
+    "pooled_prompt_embeds": (torch.Tensor, None, "Pooled text embeddings, (B, features)."),
+    "negative_pooled_prompt_embeds": (torch.Tensor, None, "Pooled embeddings of the negative prompt, (B, features)."),
+    "ip_adapter_embeds": (list[torch.Tensor], None, "Image embeddings for each loaded IP-Adapter."),
+    "negative_ip_adapter_embeds": (list[torch.Tensor], None, "Their negative side, of the same shapes."),
+    "add_time_ids": (torch.Tensor, None, "SDXL's time ids (sizes and crop), (outputs, 6)."),
+    "negative_add_time_ids": (torch.Tensor, None, "SDXL's time ids of the negative side, (outputs, 6)."),
+    "timestep_cond": (torch.Tensor, None, "Embedded guidance scale, for UNets distilled with one (LCM)."),
+    "batch_size": (int, None, "Number of prompts; there are `batch_size * num_images_per_prompt` outputs."),
+    "dtype": (torch.dtype, None, "Data type of the denoiser's inputs, that of the text embeddings."),
+}
+OUTPUTS: dict[str, tuple[Any, str]] = {
+    "latents": (torch.Tensor, "Latents, (outputs, 4, h, w): noised after `prepare_latents`, edited after `denoise`."),
+    "timesteps": (torch.Tensor, "The timesteps that were run."),
+    "num_inference_steps": (int, "The number of denoising steps that were run."),
+}
+_DENOISER_FIELDS = "Whatever else the denoiser is conditioned on; blocks mark such outputs with this `kwargs_type`."
+
+
+def input_param(name: str, **overrides: Any) -> InputParam:
+    """The input of this name, with its type, default and sentence."""
+    type_hint, default, description = INPUTS[name]
+    return InputParam(**{"name": name, "type_hint": type_hint, "default": default, "description": description} | overrides)
+
+
+def output_param(name: str) -> OutputParam:
+    """The output of this name, with its type and sentence."""
+    type_hint, description = OUTPUTS.get(name) or (INPUTS[name][0], INPUTS[name][2])
+    return OutputParam(name=name, type_hint=type_hint, description=description)
+
+
+def _document_input(param: InputParam, required: bool) -> InputParam:
+    if param.name is None:
+        return replace(param, type_hint=dict, description=_DENOISER_FIELDS)
+    if param.name not in INPUTS:  # an input of somebody else's block speaks for itself
+        return param
+    ours = input_param(param.name)
+    return replace(param, type_hint=ours.type_hint, description=ours.description, required=required)
+
+
+def _document_output(param: OutputParam) -> OutputParam:
+    if param.name not in OUTPUTS and param.name not in INPUTS:
+        return param
+    return replace(output_param(param.name), kwargs_type=param.kwargs_type)
+
+
+class DocumentedSequentialBlocks(SequentialPipelineBlocks):
+    """Sequential blocks whose inputs and outputs all have a type and a sentence, upstream's among them."""
+
+    @property
+    def description(self) -> str:
+        return "Differential diffusion: every pixel of an edit has its own strength, given by a change map."
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        required = self.required_inputs
+        return [_document_input(param, param.name in required) for param in super().inputs]
+
+    @property
+    def required_inputs(self) -> list[str]:
+        """What a block needs, has no default for, and no earlier block makes; upstream's list has the latter too."""
+        required, made = [], set()
+        for block in self.sub_blocks.values():
+            needed = set(block.required_inputs)
+            if "prompt" in block.input_names and "prompt_embeds" in block.intermediate_output_names:
+                needed.add("prompt")  # upstream declares it optional and fails without it
+            required += [name for name in block.input_names if name in needed and name not in made]
+            made.update(block.intermediate_output_names)
+        return required
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [_document_output(param) for param in super().intermediate_outputs]
+
+    def get_execution_blocks(self, **kwargs: Any) -> DocumentedSequentialBlocks:
+        """Upstream's selection of the blocks that run for these inputs, as documented as the whole."""
+        return DocumentedSequentialBlocks.from_blocks_dict(super().get_execution_blocks(**kwargs).sub_blocks)

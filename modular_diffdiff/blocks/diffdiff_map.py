@@ -1,0 +1,186 @@
+"""Change maps: from anything a user calls one, to `keep` at latent resolution, to release steps.
+
+Pure functions; nothing here knows of pipelines. `keep` is 1 where the original stays and 0 where everything may change.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.utils import load_image
+
+
+# ITU-R BT.601, as PIL's conversion to greyscale
+LUMA = (0.299, 0.587, 0.114)
+# Averages of float32 are not exact: a map of constant 0.7 must be released at step 7 of 10, not at 8.
+KEEP_TOLERANCE = 1e-6
+
+ACCEPTED = (
+    "a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W), (1, H, W) or (B, 1, H, W), a path, a URL, "
+    "or a list of these"
+)
+
+
+def load_maps(maps: Any) -> list[torch.Tensor]:
+    """Reads change maps of any accepted kind.
+
+    Args:
+        maps: A PIL image, numpy array, torch tensor, path, URL, or a list of these. PIL images and arrays are read by
+            their dtype: bool, uint8 and uint16 are divided by their maximum, floats are taken as they are. Colour is
+            reduced to luma (BT.601). Tensors are bool or float.
+
+    Returns:
+        One (1, 1, H, W) float32 tensor in [0, 1] a map.
+
+    Raises:
+        ValueError: If a map cannot be read, is empty, has a wrong shape, number of channels or dtype, is transparent
+            anywhere, holds NaN or leaves [0, 1]. The message names `diffdiff_map`.
+    """
+    if maps is None:
+        raise ValueError(f"`diffdiff_map` is missing; it takes {ACCEPTED}.")
+    if isinstance(maps, (list, tuple)):
+        if not maps:
+            raise ValueError(f"`diffdiff_map` is an empty list; it takes {ACCEPTED}.")
+        return [tensor for index, item in enumerate(maps) for tensor in _load_one(item, f"`diffdiff_map[{index}]`")]
+    return _load_one(maps, "`diffdiff_map`")
+
+
+def _load_one(item: Any, name: str) -> list[torch.Tensor]:
+    if isinstance(item, (str, os.PathLike)):
+        item = _open(os.fspath(item), name)
+    if isinstance(item, PIL.Image.Image):
+        item = _pil_to_numpy(item)
+    if isinstance(item, np.ndarray):
+        tensor = _numpy_to_tensor(item, name)
+    elif isinstance(item, torch.Tensor):
+        tensor = _check_tensor(item, name)
+    else:
+        raise ValueError(f"{name} is of type {type(item).__name__}; it takes {ACCEPTED}.")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} has the shape {tuple(item.shape)} and holds no values.")
+    low, high = tensor.aminmax()
+    if not (low >= 0 and high <= 1):  # NaN compares false
+        raise ValueError(
+            f"{name} has values from {low.item():g} to {high.item():g}; they must lie in [0, 1] and be no NaN."
+        )
+    return list(tensor.split(1))
+
+
+def _open(path: str, name: str) -> PIL.Image.Image:
+    try:
+        # as it is: a conversion to RGB would clip 16-bit maps
+        return load_image(path, convert_method=lambda image: image)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is {path!r}, which cannot be read as an image: {error}") from error
+
+
+def _pil_to_numpy(image: PIL.Image.Image) -> np.ndarray:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("1", "L", "RGB", "F") and not image.mode.startswith("I"):
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4)):
+        raise ValueError(f"{name} is an array of shape {array.shape}; it takes (H, W) or (H, W, C) with 1 to 4 channels.")
+    if array.dtype == bool:
+        values = array.astype(np.float64)
+    elif array.dtype in (np.uint8, np.uint16):
+        values = array / np.float64(np.iinfo(array.dtype).max)
+    elif np.issubdtype(array.dtype, np.floating):
+        values = array.astype(np.float64)
+    else:
+        raise ValueError(f"{name} is of dtype {array.dtype}; it takes bool, uint8, uint16 or floats in [0, 1].")
+    if values.ndim == 3:
+        if values.shape[-1] in (2, 4):
+            if (values[..., -1] != 1).any():
+                raise ValueError(f"{name} is transparent in places; it takes no alpha channel, or an opaque one.")
+            values = values[..., :-1]
+        values = values @ np.array(LUMA if values.shape[-1] == 3 else (1.0,))
+    return torch.from_numpy(values.astype(np.float32))[None, None]
+
+
+def _check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    shape = tuple(tensor.shape)
+    if tensor.dtype != torch.bool and not tensor.is_floating_point():
+        raise ValueError(f"{name} is a tensor of dtype {tensor.dtype}; it takes bool, or floats in [0, 1].")
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[0] == 1) or (len(shape) == 4 and shape[1] == 1)):
+        raise ValueError(f"{name} is a tensor of shape {shape}; it takes (H, W), (1, H, W) or (B, 1, H, W).")
+    return tensor.reshape(-1, 1, *shape[-2:]).float().cpu()
+
+
+def _cell_weights(size: int, edges: torch.Tensor) -> torch.Tensor:
+    """(cells, size): the share that pixel j, the interval [j, j + 1], has in the cell between two edges."""
+    pixels = torch.arange(size, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    overlap = overlap.clamp(min=0)
+    return overlap / overlap.sum(1, keepdim=True)
+
+
+def resize_map(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resizes (B, 1, H, W) to (B, 1, height, width) by exact area averaging: values stay within their range."""
+    rows = _cell_weights(values.shape[-2], torch.linspace(0, values.shape[-2], height + 1, dtype=torch.float64))
+    columns = _cell_weights(values.shape[-1], torch.linspace(0, values.shape[-1], width + 1, dtype=torch.float64))
+    return (rows @ values.double() @ columns.T).float()
+
+
+def average_over_cells(values: torch.Tensor, cell: int) -> torch.Tensor:
+    """Averages (B, 1, H, W) over cells of cell x cell pixels; the last ones may be covered in part.
+
+    Returns:
+        (B, 1, ceil(H / cell), ceil(W / cell)) means over the pixels that there are.
+    """
+
+    def weights(size: int) -> torch.Tensor:
+        edges = torch.arange(0, size + cell, cell, dtype=torch.float64).clamp(max=size)
+        return _cell_weights(size, edges)
+
+    return (weights(values.shape[-2]) @ values.double() @ weights(values.shape[-1]).T).float()
+
+
+def keep_from_maps(
+    maps: list[torch.Tensor], height: int, width: int, cell: int, invert: bool = False
+) -> torch.Tensor:
+    """Change maps at latent resolution.
+
+    Args:
+        maps: (1, 1, H, W) tensors in [0, 1], each of its own size, white (1) where the original is kept.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        cell: Pixels a latent element is high and wide (`vae_scale_factor`).
+        invert: Whether white marks what changes instead.
+
+    Returns:
+        `keep`, (B, 1, ceil(height / cell), ceil(width / cell)) in [0, 1].
+    """
+    for values in maps:
+        map_height, map_width = values.shape[-2:]
+        # half a pixel of rounding is no other ratio
+        if abs(map_height * width - map_width * height) > 0.5 * max(height, width):
+            warnings.warn(
+                f"`diffdiff_map` is {map_width} x {map_height} pixels and the image {width} x {height}: the map is "
+                "stretched to the image.",
+                stacklevel=2,
+            )
+    keep = torch.cat([average_over_cells(resize_map(values, height, width), cell) for values in maps])
+    return 1 - keep if invert else keep
+
+
+def release_steps(keep: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """The step from which each element is free: the first i with keep <= i / N (paper, section 3).
+
+    Args:
+        keep: In [0, 1], any shape.
+        num_steps: N, the number of steps of the whole schedule.
+
+    Returns:
+        int32 of keep's shape, in 0 (free from the start) to N (never released).
+    """
+    return torch.ceil((keep.double() - KEEP_TOLERANCE) * num_steps).clamp(min=0).to(torch.int32)

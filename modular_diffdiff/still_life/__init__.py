@@ -1,0 +1,1 @@
+"""The embedded checkpoint: a small SDXL that draws still lifes."""

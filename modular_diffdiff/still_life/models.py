@@ -1,0 +1,111 @@
+"""The untrained components of the still-life checkpoint: a small SDXL, part for part."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from .scene import BACKGROUNDS, COLOURS, KINDS
+
+
+MAX_TOKENS = 32
+# What people write around a subject; every other word is spelled in smaller tokens.
+_WORDS = (
+    "a an the of on in with and something still life object background photo picture painting drawing render image "
+    "fruit blurry sharp bright dark soft light shadow left right small large high low quality detailed realistic studio"
+)
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer (byte-level BPE): each word of the captions is one token, and any text can be written."""
+    words = " ".join([_WORDS, *KINDS, *COLOURS, *BACKGROUNDS.values()]).split()
+    bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=10_000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(sorted(set(words)), trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        _, merges_file = bpe.model.save(folder)
+        merges = [tuple(line.split()) for line in Path(merges_file).read_text().splitlines() if not line.startswith("#")]
+        learned = json.loads(Path(folder, "vocab.json").read_text())
+    tokens = sorted(learned, key=learned.get)
+    tokens += [token for letter in letters if (token := f"{letter}</w>") not in learned]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """SDXL's pair: hidden states of both are concatenated (48 + 80), the second one also gives the pooled (80)."""
+
+    def config(width: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    return CLIPTextModel(config(48)), CLIPTextModelWithProjection(config(80))
+
+
+def build_vae() -> AutoencoderKL:
+    """SDXL's autoencoder (factor 8, 4 channels), narrow where the picture is large."""
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=128,
+        scaling_factor=0.13025,
+        force_upcast=False,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """SDXL's denoiser: text cross-attention, and added conditioning of pooled text and six time ids."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        transformer_layers_per_block=1,
+        attention_head_dim=(2, 4, 4),  # SDXL's field of this name counts heads
+        norm_num_groups=16,
+        cross_attention_dim=128,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=6 * 16 + 80,
+    )
+
+
+def build_scheduler() -> EulerDiscreteScheduler:
+    """SDXL's noise schedule, with velocity prediction and trailing timesteps: made for few steps as well as many."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )

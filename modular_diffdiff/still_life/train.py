@@ -1,0 +1,296 @@
+"""Trains the still-life checkpoint and its judge from nothing but the renderer.
+
+    python -m modular_diffdiff.still_life.train WORK_DIR
+
+Every stage keeps its state in WORK_DIR and can be killed at any point: the same command goes on from the last
+checkpoint, and as each step draws from a generator seeded by its number, it ends where an unbroken run ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from .judge import LABELS, WEIGHTS, Judge
+from .models import build_scheduler, build_text_encoders, build_tokenizer, build_unet, build_vae
+from .scene import BACKGROUNDS, COLOURS, KINDS, SIZE, Scene, render
+
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+SAVE_EVERY = 200
+# SDXL's guidance needs a model that also knows no prompt at all (zeros) and an empty one.
+NO_PROMPT, EMPTY_PROMPT = 0.1, 0.03
+
+
+def _render_seed(seed: int) -> np.ndarray:
+    return render(Scene.random(seed))
+
+
+def render_scenes(path: Path, count: int) -> np.ndarray:
+    """(count, 128, 128, 3) uint8 scenes of the seeds 0 to count - 1, rendered once and mapped from `path`."""
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
+        scenes = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
+        with get_context("spawn").Pool() as pool:
+            pictures = pool.imap(_render_seed, range(count), chunksize=32)
+            for index, picture in enumerate(tqdm(pictures, "scenes", count)):
+                scenes[index] = picture
+        scenes.flush()
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def _pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 128, 128) in [-1, 1]."""
+    return torch.from_numpy(scenes[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def fit(
+    name: str,
+    modules: nn.ModuleDict,
+    loss: Callable[[torch.Generator], torch.Tensor],
+    steps: int,
+    lr: float,
+    work: Path,
+    ema_decay: float,
+) -> None:
+    """Minimises `loss` over the modules' parameters and leaves their moving average in them.
+
+    Args:
+        name: Of the stage; its state is kept in `work`/name.pt.
+        loss: Takes a CPU generator, seeded by the step, from which it must draw everything random.
+    """
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(200, steps // 10), steps)
+    average = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
+    parts = {"modules": modules, "optimizer": optimizer, "schedule": schedule, "average": average}
+    path = work / f"{name}.pt"
+    start = 0
+    if path.exists():
+        state = torch.load(path, map_location="cpu")
+        start = state.pop("step")
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
+    average.to(parameters[0].device)
+
+    def save(step: int) -> None:
+        torch.save({"step": step} | {key: part.state_dict() for key, part in parts.items()}, f"{path}.partial")
+        os.replace(f"{path}.partial", path)
+
+    device = parameters[0].device.type
+    smooth = None
+    with tqdm(range(start, steps), name, initial=start, total=steps, miniters=20) as bar:
+        for step in bar:
+            with torch.autocast(device, torch.bfloat16):
+                value = loss(torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            average.step(parameters)
+            smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
+            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+                save(step + 1)
+    average.copy_to(parameters)
+
+
+def train_vae(scenes: np.ndarray, work: Path, device: str, steps: int, batch: int = 16):
+    """An `AutoencoderKL` whose latents, times the scaling factor, have mean 0 and variance 1 a channel."""
+    vae = build_vae().to(device)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        pixels = _pixels(scenes, torch.randint(len(scenes), (batch,), generator=generator)).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        error = vae.decode(posterior.mean + posterior.std * noise).sample.float() - pixels
+        return error.abs().mean() + error.square().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+
+    fit("vae", nn.ModuleDict({"vae": vae}), loss, steps, 1e-3, work, ema_decay=0.995)
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode(vae, scenes: np.ndarray, path: Path) -> torch.Tensor:
+    """(count, 4, 16, 16) posterior means of all scenes, cached in `path`."""
+    if not path.exists():
+        device = next(vae.parameters()).device
+        batches = tqdm(torch.arange(len(scenes)).split(64), "latents")
+        latents = torch.cat([vae.encode(_pixels(scenes, i).to(device)).latent_dist.mean.cpu() for i in batches])
+        torch.save(latents, f"{path}.partial")
+        os.replace(f"{path}.partial", path)
+    return torch.load(path)
+
+
+@torch.no_grad()
+def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Moves the latents' mean and spread into the 1 x 1 convolutions around them.
+
+    Returns:
+        The latents in the new scale, times the scaling factor: mean 0 and variance 1 a channel.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    gain = 1 / (std * vae.config.scaling_factor)
+    channels = len(mean)
+    device = vae.quant_conv.weight.device
+    m, g = mean.to(device), gain.to(device)
+
+    vae.quant_conv.weight[:channels] *= g[:, None, None, None]
+    vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - m) * g
+    vae.quant_conv.bias[channels:] += 2 * g.log()
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ m
+    vae.post_quant_conv.weight /= g[None, :, None, None]
+    return (latents - mean[:, None, None]) / std[:, None, None]
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """The scene in words as people vary them: parts left open, other words around them, or nothing at all."""
+    if rng.random() < EMPTY_PROMPT:
+        return ""
+    colour = scene.colour if rng.random() < 0.92 else ""
+    kind = scene.kind if rng.random() < 0.92 else str(rng.choice(["object", "still life", "something"]))
+    words = f"{colour} {kind}".strip()
+    words = f"{'an' if words[0] in 'aeio' else 'a'} {words}"
+    if rng.random() < 0.85:
+        words += f" on {BACKGROUNDS[scene.background]}"
+    if rng.random() < 0.2:
+        words = str(rng.choice(["a photo of ", "a picture of ", "a painting of ", "a render of ", "a still life with "])) + words
+    if rng.random() < 0.1:
+        strangers = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 8))) for _ in range(2)]
+        words += ", " + " ".join(strangers)
+    return words
+
+
+def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch: int = 64):
+    """The denoiser and both text encoders, trained together on captioned latents (count, 4, 16, 16)."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    text_encoder, text_encoder_2 = build_text_encoders(tokenizer)
+    unet = build_unet()
+    unet.set_attn_processor(AttnProcessor())  # its backward pass is the fastest on a CPU
+    modules = nn.ModuleDict({"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "unet": unet}).to(device)
+    config = build_scheduler().config
+    noising = DDPMScheduler.from_config(config)
+    scenes = [Scene.random(seed) for seed in range(len(latents))]
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        indices = torch.randint(len(latents), (batch,), generator=generator)
+        rng = np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
+        tokens = tokenizer(
+            [caption(scenes[i], rng) for i in indices],
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(device)
+        noise = torch.randn(latents[indices].shape, generator=generator).to(device)
+        timesteps = torch.randint(noising.config.num_train_timesteps, (batch,), generator=generator).to(device)
+        prompted = (torch.rand(batch, generator=generator) >= NO_PROMPT).to(device)
+        # original size, crop and target size; scenes have no resolution, so their size must not matter
+        sizes = torch.randint(64, 1100, (batch, 2), generator=generator)
+        time_ids = torch.cat([sizes, torch.zeros_like(sizes), sizes], 1).to(device)
+
+        x0 = latents[indices].to(device)
+        first = text_encoder(tokens, output_hidden_states=True)
+        second = text_encoder_2(tokens, output_hidden_states=True)
+        prompt_embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+        predicted = unet(
+            noising.add_noise(x0, noise, timesteps),
+            timesteps,
+            prompt_embeds * prompted[:, None, None],
+            added_cond_kwargs={"text_embeds": second.text_embeds * prompted[:, None], "time_ids": time_ids},
+        ).sample
+        return F.mse_loss(predicted.float(), noising.get_velocity(x0, noise, timesteps))
+
+    fit("unet", modules, loss, steps, 8e-4, work, ema_decay=0.999)
+    unet.set_default_attn_processor()
+    return tokenizer, text_encoder, text_encoder_2, unet
+
+
+def train_judge(scenes: np.ndarray, work: Path, device: str, steps: int, batch: int = 64) -> Judge:
+    """The judge, on whole pictures and on parts of them, sharp and soft ones."""
+    torch.manual_seed(0)
+    judge = Judge().to(device)
+    names = {"kind": KINDS, "colour": list(COLOURS), "background": list(BACKGROUNDS)}
+    described = [Scene.random(seed) for seed in range(len(scenes))]
+    targets = {
+        name: torch.tensor([names[name].index(getattr(scene, name)) for scene in described]) for name in LABELS
+    }
+
+    def visible_part(generator: torch.Generator) -> torch.Tensor:
+        visible = torch.ones(1, SIZE, SIZE)
+        side, cut = torch.randint(6, (1,), generator=generator), torch.randint(48, 80, (1,), generator=generator)
+        if side == 0:
+            visible[:, :, :cut] = 0
+        elif side == 1:
+            visible[:, :, cut:] = 0
+        return visible
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        indices = torch.randint(len(scenes), (batch,), generator=generator)
+        pixels = _pixels(scenes, indices)
+        soft = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
+        pixels = torch.lerp(pixels, soft, torch.rand(batch, 1, 1, 1, generator=generator))
+        pixels += 0.05 * torch.randn(pixels.shape, generator=generator) * torch.rand(batch, 1, 1, 1, generator=generator)
+        visible = torch.stack([visible_part(generator) for _ in range(batch)])
+        answers = judge(pixels.to(device), visible.to(device))
+        return sum(F.cross_entropy(answers[name].float(), targets[name][indices].to(device)) for name in LABELS)
+
+    fit("judge", nn.ModuleDict({"judge": judge}), loss, steps, 2e-3, work, ema_decay=0.995)
+    return judge.eval()
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for scenes and checkpoints; the same folder resumes")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="where the pipeline is saved (default: %(default)s)")
+    parser.add_argument("--judge-out", type=Path, default=WEIGHTS, help="where the judge is saved (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--vae-steps", type=int, default=1_800)
+    parser.add_argument("--judge-steps", type=int, default=1_500)
+    parser.add_argument("--unet-steps", type=int, default=7_000)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _arguments(arguments)
+    work, device = options.work, options.device
+    work.mkdir(parents=True, exist_ok=True)
+    scenes = render_scenes(work / "scenes.npy", options.scenes)
+    torch.manual_seed(0)
+    vae = train_vae(scenes, work, device, options.vae_steps)
+    judge = train_judge(scenes, work, device, options.judge_steps)
+    save_file({name: weight.half().cpu().contiguous() for name, weight in judge.state_dict().items()}, options.judge_out)
+    latents = normalize_latents(vae, encode(vae, scenes, work / "latents.pt"))
+    tokenizer, text_encoder, text_encoder_2, unet = train_unet(latents, work, device, options.unet_steps)
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+    )
+    pipeline.to("cpu", torch.float16).save_pretrained(options.out)
+
+
+if __name__ == "__main__":
+    main()
