@@ -5,6 +5,7 @@ from .blocks.diffdiff_pixels import DiffDiffCropStep
 from .blocks.diffdiff_sdxl import (
     SDXLDiffDiffCheckInputsStep,
     SDXLDiffDiffDenoiseLoop,
+    SDXLDiffDiffInputStep,
     SDXLDiffDiffLoopBeforeDenoiser,
     SDXLDiffDiffPrepareLatentsStep,
     SDXLDiffDiffVaeEncoderStep,
@@ -14,14 +15,15 @@ from .presets import DIFFDIFF_BLOCKS, IMAGE2IMAGE_BLOCKS, TEXT2IMAGE_BLOCKS, SDX
 
 __all__ = [
     "DIFFDIFF_BLOCKS",
+    "IMAGE2IMAGE_BLOCKS",
+    "TEXT2IMAGE_BLOCKS",
     "DiffDiffCropStep",
     "DiffDiffRestoreStep",
-    "IMAGE2IMAGE_BLOCKS",
     "SDXLDiffDiffBlocks",
     "SDXLDiffDiffCheckInputsStep",
     "SDXLDiffDiffDenoiseLoop",
+    "SDXLDiffDiffInputStep",
     "SDXLDiffDiffLoopBeforeDenoiser",
     "SDXLDiffDiffPrepareLatentsStep",
     "SDXLDiffDiffVaeEncoderStep",
-    "TEXT2IMAGE_BLOCKS",
 ]

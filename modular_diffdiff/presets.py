@@ -17,19 +17,19 @@ from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
     StableDiffusionXLVaeEncoderStep,
 )
 
-# The loader copies only the modules that are named here, so every one of `blocks/` is, dependencies first.
+# The loader copies only the modules that are named here, so every one of `blocks/` is.
 from .blocks.diffdiff_docs import DocumentedSequentialBlocks
-from .blocks.diffdiff_map import keep_from_maps, load_maps, release_steps
-from .blocks.diffdiff_trajectory import noise_levels, put_on_trajectory
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
+from .blocks.diffdiff_map import load_maps
 from .blocks.diffdiff_pixels import DiffDiffCropStep
 from .blocks.diffdiff_sdxl import (
     SDXLDiffDiffCheckInputsStep,
     SDXLDiffDiffDenoiseLoop,
-    SDXLDiffDiffLoopBeforeDenoiser,
+    SDXLDiffDiffInputStep,
     SDXLDiffDiffPrepareLatentsStep,
     SDXLDiffDiffVaeEncoderStep,
 )
+from .blocks.diffdiff_trajectory import noise_levels
 
 
 TEXT2IMAGE_BLOCKS = InsertableDict(
@@ -61,6 +61,8 @@ DIFFDIFF_BLOCKS = IMAGE2IMAGE_BLOCKS.copy()
 DIFFDIFF_BLOCKS["set_timesteps"] = TEXT2IMAGE_BLOCKS["set_timesteps"]
 DIFFDIFF_BLOCKS["prepare_latents"] = SDXLDiffDiffPrepareLatentsStep
 DIFFDIFF_BLOCKS["denoise"] = SDXLDiffDiffDenoiseLoop
+# Batches of several prompts: what belongs to a prompt stays with it.
+DIFFDIFF_BLOCKS["input"] = SDXLDiffDiffInputStep
 # Any size: padded before encoding, cropped after decoding.
 DIFFDIFF_BLOCKS["image_encoder"] = SDXLDiffDiffVaeEncoderStep
 DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep

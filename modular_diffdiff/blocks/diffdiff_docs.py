@@ -148,7 +148,7 @@ _DENOISER_FIELDS = "Whatever else the denoiser is conditioned on; blocks mark su
 def input_param(name: str, **overrides: Any) -> InputParam:
     """The input of this name, with its type, default and sentence."""
     type_hint, default, description = INPUTS[name]
-    return InputParam(**{"name": name, "type_hint": type_hint, "default": default, "description": description} | overrides)
+    return replace(InputParam(name, type_hint, default, description=description), **overrides)
 
 
 def output_param(name: str) -> OutputParam:

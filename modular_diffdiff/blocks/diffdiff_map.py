@@ -89,7 +89,7 @@ def _pil_to_numpy(image: PIL.Image.Image) -> np.ndarray:
 
 def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4)):
-        raise ValueError(f"{name} is an array of shape {array.shape}; it takes (H, W) or (H, W, C) with 1 to 4 channels.")
+        raise ValueError(f"{name} is an array of shape {array.shape}; it takes (H, W) or (H, W, C) of 1 to 4 channels.")
     if array.dtype == bool:
         values = array.astype(np.float64)
     elif array.dtype in (np.uint8, np.uint16):
@@ -145,9 +145,7 @@ def average_over_cells(values: torch.Tensor, cell: int) -> torch.Tensor:
     return (weights(values.shape[-2]) @ values.double() @ weights(values.shape[-1]).T).float()
 
 
-def keep_from_maps(
-    maps: list[torch.Tensor], height: int, width: int, cell: int, invert: bool = False
-) -> torch.Tensor:
+def keep_from_maps(maps: list[torch.Tensor], height: int, width: int, cell: int, invert: bool = False) -> torch.Tensor:
     """Change maps at latent resolution.
 
     Args:

@@ -10,10 +10,12 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models import UNet2DConditionModel
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import (
     StableDiffusionXLImg2ImgPrepareLatentsStep,
+    StableDiffusionXLInputStep,
 )
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
     StableDiffusionXLDenoiseLoopWrapper,
@@ -25,7 +27,6 @@ from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
     StableDiffusionXLTextEncoderStep,
     StableDiffusionXLVaeEncoderStep,
 )
-from diffusers.models import UNet2DConditionModel
 from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -36,7 +37,7 @@ from . import diffdiff_docs, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffd
 NOT_TAKEN = {
     "guidance_scale": "guidance belongs to the guider: "
     "`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale={value}))`, from `diffusers`",
-    "strength": "the change map says how strong the edit is: a constant map of 1 - {value} has this strength everywhere",
+    "strength": "the change map says how strong the edit is: a constant map of 1 - {value} has this strength",
     "denoising_start": "the change map counts from the schedule's first step, so a run starts there",
 }
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -76,7 +77,7 @@ def _geometry_of_one(image: Any) -> tuple[int, int, int]:
         channels, height, width = (0, 0, 0) if image.ndim not in (3, 4) else image.shape[-3:]
         floating = image.is_floating_point()
     else:
-        _refuse("image", image, "PIL images, numpy arrays or tensors; `diffusers.utils.load_image` reads paths and URLs")
+        _refuse("image", image, "PIL images, arrays or tensors; `diffusers.utils.load_image` reads paths and URLs")
     described = f"{type(image).__name__} of shape {tuple(image.shape)} and {image.dtype}"
     if channels != 3 or not floating:
         raise ValueError(
@@ -143,7 +144,9 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
         for name, instead in NOT_TAKEN.items():
             value = getattr(block_state, name)
             if value is not None:
-                raise ValueError(f"`{name}` is {value!r}, but this pipeline does not take it; {instead.format(value=value)}.")
+                raise ValueError(
+                    f"`{name}` is {value!r}, but the call does not take it; {instead.format(value=value)}."
+                )
 
     @staticmethod
     def check_components(components) -> None:
@@ -155,7 +158,7 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
             )
         scheduler, unet = components.scheduler, components.unet
         if not hasattr(scheduler, "add_noise"):
-            _refuse("scheduler", type(scheduler).__name__, "a scheduler with `add_noise`, e.g. `EulerDiscreteScheduler`")
+            _refuse("scheduler", type(scheduler).__name__, "one with `add_noise`, e.g. `EulerDiscreteScheduler`")
         if unet.config.in_channels != components.num_channels_latents:
             _refuse(
                 "unet",
@@ -197,7 +200,8 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
         if encodes_image:
             if block_state.image_latents is not None:
                 raise ValueError(
-                    "`image_latents` is given, but `image_encoder` would overwrite it: pop `image_encoder` from the blocks."
+                    "`image_latents` is given, but `image_encoder` would overwrite it: pop `image_encoder` from the "
+                    "blocks."
                 )
             if block_state.image is None:
                 raise ValueError("`image` is missing; it takes a PIL image, numpy array, tensor, or a list of these.")
@@ -262,7 +266,9 @@ def count_prompts(block_state, encodes_text: bool) -> int:
         _refuse("prompt", prompt, "a text, or a list of texts that is not empty")
     negative = block_state.negative_prompt
     if isinstance(negative, list) and len(negative) != len(prompts):
-        raise ValueError(f"`negative_prompt` holds {len(negative)}; it takes a text, or {len(prompts)}, one for each prompt.")
+        raise ValueError(
+            f"`negative_prompt` holds {len(negative)}; it takes a text, or {len(prompts)}: one for each prompt."
+        )
     return len(prompts)
 
 
@@ -294,11 +300,33 @@ class SDXLDiffDiffVaeEncoderStep(StableDiffusionXLVaeEncoderStep):
         block_state.image_size = tuple(pixels.shape[-2:])
         pixels = diffdiff_pixels.pad_to_multiple(pixels, components.vae_scale_factor)
         if isinstance(block_state.generator, (list, tuple)):
-            pixels = pixels.repeat_interleave(len(block_state.generator) // len(pixels), 0)
+            pixels = diffdiff_trajectory.for_each_output(pixels, len(block_state.generator))
         block_state.image_latents = self._encode_vae_image(
             components, pixels.to(components._execution_device, dtype), block_state.generator
         )
         self.set_block_state(state, block_state)
+        return components, state
+
+
+class SDXLDiffDiffInputStep(StableDiffusionXLInputStep):
+    """Upstream's input step, with pooled and image embeddings paired as the text embeddings are: a, a, b, b."""
+
+    @torch.no_grad()
+    def __call__(self, components, state):
+        # upstream repeats these as a, b, a, b, and image embeddings in the caller's own list
+        pooled = {name: state.get(name) for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")}
+        images = {name: state.get(name) for name in ("ip_adapter_embeds", "negative_ip_adapter_embeds")}
+        for name, embeds in images.items():
+            state.set(name, None if embeds is None else list(embeds))
+        components, state = super().__call__(components, state)
+
+        outputs = len(state.get("prompt_embeds"))
+        for name, embeds in pooled.items():
+            if embeds is not None:
+                state.set(name, diffdiff_trajectory.for_each_output(embeds, outputs))
+        for name, embeds in images.items():
+            if embeds is not None:
+                state.set(name, [diffdiff_trajectory.for_each_output(embed, outputs) for embed in embeds])
         return components, state
 
 
@@ -339,11 +367,7 @@ class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
             raise ValueError("`denoising_end` leaves no step to run; it takes a larger share of the schedule.")
         outputs = block_state.batch_size * block_state.num_images_per_prompt
 
-        def for_each_output(tensor: torch.Tensor) -> torch.Tensor:
-            # prompts go a, a, b, b over the images of each
-            return tensor.to(device).repeat_interleave(outputs // len(tensor), 0)
-
-        original = for_each_output(block_state.image_latents.to(dtype=dtype))
+        original = diffdiff_trajectory.for_each_output(block_state.image_latents.to(device, dtype), outputs)
         schedule = scheduler.timesteps.to(device)
         alphas, sigmas = diffdiff_trajectory.noise_levels(scheduler, schedule, dtype)
         if block_state.latents is None:
@@ -359,7 +383,8 @@ class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
             diffdiff_map.load_maps(block_state.diffdiff_map), height, width, cell, block_state.invert_diffdiff_map
         )
         num_steps = -(-len(schedule) // scheduler.order)
-        block_state.release_steps = for_each_output(diffdiff_map.release_steps(keep, num_steps))
+        release_steps = diffdiff_map.release_steps(keep, num_steps).to(device)
+        block_state.release_steps = diffdiff_trajectory.for_each_output(release_steps, outputs)
         block_state.image_latents, block_state.noise = original, noise
         block_state.level_alphas, block_state.level_sigmas = alphas, sigmas
         self.set_block_state(state, block_state)

@@ -49,7 +49,17 @@ def put_on_trajectory(
         sigma: Scalar tensor, the level's factor on `noise`.
         frozen: (B, 1, h, w) bool.
     """
-    return torch.where(frozen, alpha * image_latents + sigma * noise, latents)
+    # in the latents' memory layout: with another one the model rounds differently
+    return torch.where(frozen, alpha * image_latents + sigma * noise, latents, out=torch.empty_like(latents))
+
+
+def for_each_output(tensor: torch.Tensor, outputs: int) -> torch.Tensor:
+    """Repeats 1, B or `outputs` rows to `outputs`, as a, a, b, b: the rows of one prompt lie together.
+
+    The memory layout stays, and with it upstream's rounding.
+    """
+    repeats = outputs // len(tensor)
+    return torch.cat([row for row in tensor.split(1) for _ in range(repeats)])
 
 
 def recover_noise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Judge(nn.Module):
         self.features = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.SiLU())
-                for i, o in zip(widths, widths[1:], strict=False)
+                for i, o in pairwise(widths)
             ),
             nn.Flatten(),
             nn.Linear(widths[-1] * 16, 192),
@@ -57,9 +58,7 @@ class Judge(nn.Module):
         if visible is None:
             visible = torch.ones_like(pictures[:, :1])
         answers = {name: logits.argmax(1).tolist() for name, logits in self(pictures, visible).items()}
-        return [
-            Reading(*(LABELS[name][answers[name][i]] for name in Reading._fields)) for i in range(len(pictures))
-        ]
+        return [Reading(*(LABELS[name][answers[name][i]] for name in Reading._fields)) for i in range(len(pictures))]
 
 
 def load_judge() -> Judge:

@@ -36,7 +36,9 @@ def build_tokenizer() -> CLIPTokenizer:
     bpe.train_from_iterator(sorted(set(words)), trainer)
     with tempfile.TemporaryDirectory() as folder:
         _, merges_file = bpe.model.save(folder)
-        merges = [tuple(line.split()) for line in Path(merges_file).read_text().splitlines() if not line.startswith("#")]
+        merges = [
+            tuple(line.split()) for line in Path(merges_file).read_text().splitlines() if not line.startswith("#")
+        ]
         learned = json.loads(Path(folder, "vocab.json").read_text())
     tokens = sorted(learned, key=learned.get)
     tokens += [token for letter in letters if (token := f"{letter}</w>") not in learned]

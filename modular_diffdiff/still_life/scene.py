@@ -160,7 +160,9 @@ def _apple(u, v, colour):
     dimple = np.exp(-((u / 0.3) ** 2) - ((v + 0.74) / 0.12) ** 2)[..., None]
     apple = Surface(inside, depth, normal, colour * (1 - 0.55 * dimple))
     apple = _paint(apple, _segment(u, v, (0.0, -0.7), (0.1, -1.05), 0.055), _STEM, 0.5)
-    leaf = ((u - 0.34) * 0.9 + (v + 0.95) * 0.45) ** 2 / 0.075 + (-(u - 0.34) * 0.45 + (v + 0.95) * 0.9) ** 2 / 0.014 < 1
+    leaf = ((u - 0.34) * 0.9 + (v + 0.95) * 0.45) ** 2 / 0.075 + (
+        -(u - 0.34) * 0.45 + (v + 0.95) * 0.9
+    ) ** 2 / 0.014 < 1
     return _paint(apple, leaf, _LEAF, 0.5)
 
 
@@ -184,7 +186,9 @@ def _lemon(u, v, colour):
 
     inside, depth, n = _revolve(radius, across, along)
     # the profile's axis lies in the picture's plane: turn (across, along) back to (u, v)
-    normal = np.stack([n[..., 0] * turn[1] + n[..., 1] * turn[0], n[..., 0] * turn[0] - n[..., 1] * turn[1], n[..., 2]], -1)
+    normal = np.stack(
+        [n[..., 0] * turn[1] + n[..., 1] * turn[0], n[..., 0] * turn[0] - n[..., 1] * turn[1], n[..., 2]], -1
+    )
     return Surface(inside, depth, normal, np.broadcast_to(colour, (*u.shape, 3)))
 
 
@@ -280,7 +284,9 @@ def render(scene: Scene, size: int = SIZE) -> np.ndarray:
 
     half = rng.uniform(0.29, 0.36)
     tilt = rng.uniform(-0.12, 0.12)
-    albedo = np.clip(np.array(COLOURS[scene.colour], np.float32) * rng.uniform(0.92, 1.04, 3), 0, 255).astype(np.float32)
+    albedo = np.clip(np.array(COLOURS[scene.colour], np.float32) * rng.uniform(0.92, 1.04, 3), 0, 255).astype(
+        np.float32
+    )
     ground = _background(scene, rng, x, y).astype(np.float32)
 
     dx, dy = (x - scene.position[0]) / half, (y - scene.position[1]) / half

@@ -1,0 +1,25 @@
+# Each target makes the environment that it needs, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := modular_diffdiff tests benchmarks
+
+.PHONY: demo test lint benchmark
+
+demo: $(VENV)/installed
+	$(BIN)/modular-diffdiff demo
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+benchmark: $(VENV)/installed
+	$(BIN)/python -m benchmarks
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lora]"
+	touch $@

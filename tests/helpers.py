@@ -1,0 +1,53 @@
+"""What several test files need: pipelines of tiny parts, and quiet runs of them."""
+
+import numpy as np
+import torch
+from diffusers import ClassifierFreeGuidance, EulerDiscreteScheduler
+from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
+from PIL import Image
+
+from modular_diffdiff import IMAGE2IMAGE_BLOCKS, SDXLDiffDiffBlocks
+
+
+SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def build(blocks: ModularPipelineBlocks, components: dict, guidance_scale: float = 4.0, **replaced):
+    """A pipeline of these blocks and components; guidance is off at a scale of 1."""
+    pipe = blocks.init_pipeline()
+    parts = {name: part for name, part in (components | replaced).items() if name in pipe.component_names}
+    pipe.update_components(**parts, guider=ClassifierFreeGuidance(guidance_scale=guidance_scale))
+    return pipe
+
+
+def diffdiff(components: dict, without: tuple[str, ...] = (), restore: bool = True, **options):
+    """Our SDXL pipeline, without some of its blocks."""
+    blocks = SDXLDiffDiffBlocks()
+    for name in without:
+        blocks.sub_blocks.pop(name)
+    if not restore:
+        blocks.sub_blocks["denoise"].sub_blocks.pop("restore")
+    return build(blocks, components, **options)
+
+
+def image_to_image(components: dict, **options):
+    """Upstream's modular image-to-image."""
+    return build(SequentialPipelineBlocks.from_blocks_dict(IMAGE2IMAGE_BLOCKS), components, **options)
+
+
+def picture(height: int = 32, width: int = 32, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def euler(spacing: str = "trailing", **config) -> EulerDiscreteScheduler:
+    return EulerDiscreteScheduler(**SDXL_BETAS, timestep_spacing=spacing, **config)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference, in units of b's root mean square."""
+    return ((a - b).abs().max() / b.square().mean().sqrt()).item()

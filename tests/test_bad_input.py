@@ -1,0 +1,129 @@
+"""Every mistake gets an error that names the input, its value and what is accepted, before any model runs."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from PIL import Image
+
+from modular_diffdiff import SDXLDiffDiffBlocks
+
+from .conftest import tiny_unet
+from .helpers import SDXL_BETAS, diffdiff, picture
+
+
+GOOD = {"prompt": "a pear", "image": picture(), "diffdiff_map": torch.zeros(32, 32), "num_inference_steps": 2}
+
+
+def transparent() -> Image.Image:
+    image = picture().convert("RGBA")
+    image.putalpha(128)
+    return image
+
+
+@pytest.fixture
+def no_model_runs(tiny, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model ran before the input was refused")
+
+    for name in ("text_encoder", "text_encoder_2", "unet"):
+        monkeypatch.setattr(tiny[name], "forward", refuse)
+    monkeypatch.setattr(tiny["vae"], "encode", refuse)
+    monkeypatch.setattr(tiny["vae"], "decode", refuse)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"diffdiff_map": None}, "`diffdiff_map` is missing"),
+        ({"diffdiff_map": []}, "`diffdiff_map` is an empty list"),
+        ({"diffdiff_map": torch.zeros(3, 32, 32)}, r"`diffdiff_map` is a tensor of shape \(3, 32, 32\)"),
+        ({"diffdiff_map": "missing.png"}, "`diffdiff_map` is 'missing.png', which cannot be read"),
+        ({"diffdiff_map": torch.zeros(2, 1, 32, 32)}, "`diffdiff_map` holds 2; it takes 1, as there is one prompt"),
+        ({"diffdiff_map": torch.zeros(3, 1, 32, 32), "prompt": ["a", "b"]}, "holds 3; it takes 1 or 2, one for each"),
+        ({"image": [picture()] * 3, "prompt": ["a", "b"]}, "`image` holds 3; it takes 1 or 2"),
+        ({"image": None}, "`image` is missing"),
+        ({"image": []}, r"`image` is \[\]; it takes an image or a list"),
+        ({"image": "photo.png"}, "`image` is 'photo.png'.*load_image"),
+        ({"image": transparent()}, "`image` is .*opaque"),
+        ({"image": picture(7, 32)}, "`image` is 32 x 7 pixels; it takes at least 8 x 8"),
+        ({"image": [picture(), picture(40, 32)]}, r"different sizes \(32 x 32, 32 x 40\)"),
+        ({"image": np.zeros((32, 32, 3), np.uint8)}, "`image` is a ndarray of shape .* and uint8; it takes floats"),
+        ({"image": torch.zeros(1, 4, 4, 4)}, "`image` is a Tensor .*`image_latents`"),
+        ({"image": torch.full((3, 32, 32), 255.0)}, "values from 255 to 255; they must lie in"),
+        ({"image": torch.full((3, 32, 32), float("nan"))}, "values from nan"),
+        ({"height": 7}, "`height` is 7; it takes a whole number of at least 8"),
+        ({"width": 32.0}, "`width` is 32.0"),
+        ({"prompt": None}, "`prompt` is None; it takes a text"),
+        ({"prompt": []}, r"`prompt` is \[\]"),
+        ({"prompt": ["a", 3]}, r"`prompt` is \['a', 3\]"),
+        ({"negative_prompt": ["a", "b"]}, "`negative_prompt` holds 2"),
+        ({"prompt_embeds": torch.zeros(1, 4, 32)}, "`prompt_embeds` is given.*pop `text_encoder`"),
+        ({"image_latents": torch.zeros(1, 4, 4, 4)}, "`image_latents` is given.*pop `image_encoder`"),
+        ({"latents": torch.zeros(1, 4, 5, 4)}, r"`latents` has the shape \(1, 4, 5, 4\); it takes \(1, 4, 4, 4\)"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; it takes a whole number of at least 1"),
+        ({"num_inference_steps": 2.5}, "`num_inference_steps` is 2.5"),
+        ({"num_images_per_prompt": 0}, "`num_images_per_prompt` is 0"),
+        ({"generator": [torch.Generator()] * 3}, "`generator` is a list of 3; it takes one generator, or 1"),
+        ({"timesteps": []}, r"`timesteps` is \[\]; it takes at least one"),
+        ({"timesteps": [900], "sigmas": [10.0]}, "`timesteps` and `sigmas` are both given"),
+        ({"denoising_end": 1.5}, r"`denoising_end` is 1.5; it takes a float in \(0, 1\]"),
+        ({"denoising_end": 1}, "`denoising_end` is 1; it takes a float"),
+        ({"output_type": "jpeg"}, "`output_type` is 'jpeg'; it takes one of pil"),
+        ({"guidance_scale": 5.0}, r"`guidance_scale` is 5.0.*ClassifierFreeGuidance\(guidance_scale=5.0\)"),
+        ({"strength": 0.3}, "`strength` is 0.3.*a constant map of 1 - 0.3"),
+        ({"denoising_start": 0.8}, "`denoising_start` is 0.8"),
+    ],
+)
+@pytest.mark.usefixtures("no_model_runs")
+def test_bad_input_is_refused_by_name(tiny, bad, says):
+    with pytest.raises(ValueError, match=says):
+        diffdiff(tiny)(**(GOOD | bad))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "says"),
+    [
+        (lambda: {"scheduler": FlowMatchEulerDiscreteScheduler()}, "`scheduler` is 'FlowMatchEuler.*add_noise"),
+        (lambda: {"unet": tiny_unet(in_channels=9)}, "`unet` is .*9 input channels.*no inpainting one"),
+    ],
+)
+@pytest.mark.usefixtures("no_model_runs")
+def test_components_that_cannot_work_are_refused_by_name(tiny, replaced, says):
+    with pytest.raises(ValueError, match=says):
+        diffdiff(tiny, **replaced())(**GOOD)
+
+
+@pytest.mark.usefixtures("no_model_runs")
+@pytest.mark.parametrize("scheduler_class", [PNDMScheduler, HeunDiscreteScheduler])
+def test_a_schedule_that_the_scheduler_does_not_take_is_refused(tiny, scheduler_class):
+    with pytest.raises(ValueError, match=f"`sigmas` is .*{scheduler_class.__name__}"):
+        diffdiff(tiny, scheduler=scheduler_class(**SDXL_BETAS))(**GOOD, sigmas=[10.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder_2", "tokenizer", "scheduler"])
+def test_a_component_that_was_not_loaded_is_named(tiny, name):
+    pipe = SDXLDiffDiffBlocks().init_pipeline()
+    pipe.update_components(**{other: part for other, part in tiny.items() if other != name})
+    with pytest.raises(ValueError, match=f"not loaded: {name}"):
+        pipe(**GOOD)
+
+
+@pytest.mark.parametrize(
+    ("without", "given", "says"),
+    [
+        ("text_encoder", {}, "`prompt_embeds` is None"),
+        ("text_encoder", {"prompt_embeds": torch.zeros(4, 32)}, r"`prompt_embeds` is \(4, 32\)"),
+        ("image_encoder", {}, "`image_latents` is None"),
+        ("image_encoder", {"image_latents": torch.zeros(1, 3, 4, 4)}, r"`image_latents` is \(1, 3, 4, 4\)"),
+    ],
+)
+@pytest.mark.usefixtures("no_model_runs")
+def test_what_takes_the_place_of_an_encoder_is_asked_for(tiny, without, given, says):
+    with pytest.raises(ValueError, match=says):
+        diffdiff(tiny, without=(without,))(**(GOOD | given))
+
+
+def test_an_end_before_the_first_step_is_refused(tiny):
+    with pytest.raises(ValueError, match="`denoising_end` leaves no step"):
+        diffdiff(tiny)(**GOOD, denoising_end=0.0001)

@@ -1,0 +1,139 @@
+"""What people read: `pipe.doc`, `print(pipe.blocks)`, `diffusers-cli schema`."""
+
+import inspect
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ModularPipeline
+from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+
+import modular_diffdiff
+from modular_diffdiff import SDXLDiffDiffBlocks
+from modular_diffdiff.blocks import diffdiff_docs
+
+from .helpers import build, picture
+
+
+PACKAGE = Path(modular_diffdiff.__file__).parent
+
+
+class Brightness(ModularPipelineBlocks):
+    """Somebody else's block."""
+
+    @property
+    def inputs(self):
+        return [InputParam("brightness", type_hint=float, default=0.5, description="How bright it is.")]
+
+    @property
+    def intermediate_outputs(self):
+        return [OutputParam("glow", type_hint=float, description="What shines.")]
+
+    def __call__(self, components, state):
+        return components, state
+
+
+def with_a_foreign_block() -> SDXLDiffDiffBlocks:
+    blocks = SDXLDiffDiffBlocks()
+    blocks.sub_blocks.insert("lamp", Brightness(), 0)
+    return blocks
+
+
+BLOCKS = {
+    "whole": SDXLDiffDiffBlocks,
+    "workflow": lambda: SDXLDiffDiffBlocks().get_workflow("diffdiff"),
+    "execution": lambda: SDXLDiffDiffBlocks().get_execution_blocks(prompt="a pear"),
+    "with a foreign block": with_a_foreign_block,
+}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_every_input_and_output_has_a_type_and_a_sentence(blocks):
+    blocks = BLOCKS[blocks]()
+    for param in [*blocks.inputs, *blocks.outputs, *blocks.intermediate_outputs]:
+        assert param.type_hint is not None, param
+        assert len(param.description or "") > 10, param
+        assert param.description.endswith("."), param
+    for text in (blocks.doc, str(blocks)):
+        assert "TODO" not in text
+        assert "None\n" not in text
+    assert blocks.description
+
+
+def test_required_is_what_a_run_cannot_do_without():
+    required = {param.name for param in SDXLDiffDiffBlocks().inputs if param.required}
+    assert required == {"prompt", "image", "diffdiff_map"}
+    blocks = SDXLDiffDiffBlocks()
+    blocks.sub_blocks.pop("text_encoder")
+    blocks.sub_blocks.pop("image_encoder")
+    required = {param.name for param in blocks.inputs if param.required}
+    assert required == {"prompt_embeds", "pooled_prompt_embeds", "image_latents", "diffdiff_map"}
+
+
+def test_defaults_are_those_that_a_run_takes(tiny):
+    blocks = SDXLDiffDiffBlocks()
+    documented = {param.name: param.default for param in blocks.inputs if param.name}
+    for block in blocks.sub_blocks.values():
+        for param in block.inputs:
+            if param.name and param.default is not None:
+                assert documented[param.name] == param.default, param
+
+
+def test_no_sentence_is_left_over():
+    blocks = SDXLDiffDiffBlocks()
+    used = {param.name for param in [*blocks.inputs, *blocks.intermediate_outputs]}
+    assert set(diffdiff_docs.INPUTS) | set(diffdiff_docs.OUTPUTS) <= used
+
+
+def test_the_inputs_of_somebody_elses_block_keep_their_words():
+    doc = with_a_foreign_block().doc
+    assert "brightness (`float`, *optional*, defaults to 0.5)" in doc
+    assert "How bright it is." in doc
+    assert "What shines." in doc
+
+
+def test_the_example_in_the_docs_runs(tiny, tmp_path, monkeypatch):
+    lines = SDXLDiffDiffBlocks().description.split("Example:\n")[1]
+    monkeypatch.chdir(tmp_path)
+    picture().save("photo.png")
+    picture(seed=1).convert("L").save("map.png")
+    pipe = build(SDXLDiffDiffBlocks(), tiny)
+    monkeypatch.setattr(pipe, "load_components", lambda dtype: None)  # fp16 on a GPU; the tiny parts are here already
+    monkeypatch.setattr(pipe, "to", lambda device: pipe)
+    monkeypatch.setattr(ModularPipeline, "from_pretrained", lambda repo, trust_remote_code: pipe)
+    names = {}
+    exec(textwrap.dedent(lines), names)
+    assert names["image"].size == (32, 32)
+
+
+def test_the_schema_command_tells_the_same(tmp_path):
+    command = [Path(sys.executable).with_name("diffusers-cli"), "--format", "json", "schema", "-m", str(PACKAGE)]
+    result = subprocess.run(
+        [*command, "--trust-remote-code"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+    )
+    schema = json.loads(result.stdout)
+    assert schema["pipeline_class"] == "SDXLDiffDiffBlocks"
+    told = {entry["name"]: (entry["required"], entry["description"]) for entry in schema["inputs"]}
+    assert told == {param.name: (param.required, param.description) for param in SDXLDiffDiffBlocks().inputs}
+
+
+@pytest.mark.parametrize("name", modular_diffdiff.__all__)
+def test_public_names_are_documented(name):
+    public = getattr(modular_diffdiff, name)
+    if inspect.isclass(public):
+        assert public.__doc__
+        if issubclass(public, ModularPipelineBlocks):
+            assert public().description
+
+
+def test_types_can_be_read(tiny):
+    assert diffdiff_docs.input_param("generator").type_hint == torch.Generator | list[torch.Generator]

@@ -1,0 +1,101 @@
+"""The repo as the Hub's loader sees it: fresh processes, fresh module caches, no network."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import modular_diffdiff
+
+
+PACKAGE = Path(modular_diffdiff.__file__).parent
+CLONE = PACKAGE.parent
+CHECKPOINT = PACKAGE / "still_life" / "checkpoint"
+
+
+def fresh_process(code: str, cache: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=cache,  # the package is not importable by accident
+        env={"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )
+
+
+RUN = """
+    import hashlib, torch
+    from PIL import Image
+    pipe.load_components(pretrained_model_name_or_path={checkpoint!r}, variant=None, subfolder={{"vae": "vae"}})
+    image = Image.linear_gradient("L").convert("RGB").resize((100, 90))
+    map_image = Image.radial_gradient("L").resize((100, 90))
+    generator = torch.Generator().manual_seed(0)
+    result = pipe(
+        prompt="a green pear", image=image, diffdiff_map=map_image, num_inference_steps=3, generator=generator,
+        output="images",
+    )[0]
+    print(type(pipe.blocks).__module__, type(pipe.blocks).__name__, hashlib.sha256(result.tobytes()).hexdigest())
+"""
+FROM_REPO = """
+    from diffusers import ModularPipeline
+    pipe = ModularPipeline.from_pretrained({repo!r}, trust_remote_code=True)
+"""
+FROM_PACKAGE = """
+    import sys
+    sys.path.insert(0, {clone!r})
+    from modular_diffdiff import SDXLDiffDiffBlocks
+    pipe = SDXLDiffDiffBlocks().init_pipeline({repo!r})
+"""
+
+
+def run(code: str, cache: Path, repo: Path) -> list[str]:
+    result = fresh_process((code + RUN).format(repo=str(repo), clone=str(CLONE), checkpoint=str(CHECKPOINT)), cache)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_package_folder_and_clone_load_as_repos_and_draw_what_the_import_draws(tmp_path):
+    caches = [tmp_path / name for name in ("package", "clone", "import")]
+    for cache in caches:
+        cache.mkdir()
+    package = run(FROM_REPO, caches[0], PACKAGE)
+    clone = run(FROM_REPO, caches[1], CLONE)
+    imported = run(FROM_PACKAGE, caches[2], PACKAGE)
+    # a failed load builds upstream's pipeline without a word, so the class is asserted
+    assert [module.split(".")[0] for module, _, _ in (package, clone, imported)] == [
+        "diffusers_modules",
+        "diffusers_modules",
+        "modular_diffdiff",
+    ]
+    assert {name for _, name, _ in (package, clone, imported)} == {"SDXLDiffDiffBlocks"}
+    assert package[2] == clone[2] == imported[2]
+
+
+def test_without_trust_the_repos_code_does_not_run(tmp_path):
+    result = fresh_process(
+        f"""
+        from diffusers import ModularPipeline
+        ModularPipeline.from_pretrained({str(PACKAGE)!r})
+        """,
+        tmp_path,
+    )
+    assert result.returncode != 0
+    assert "trust_remote_code=True" in result.stderr
+    assert not list(tmp_path.rglob("presets.py"))
+
+
+@pytest.mark.parametrize("name", ["modular_config.json", "modular_model_index.json", "presets.py", "blocks"])
+def test_the_clones_root_points_into_the_package(name):
+    link = CLONE / name
+    assert link.is_symlink()
+    assert not link.readlink().is_absolute()
+    assert link.resolve() == (PACKAGE / name).resolve()
+
+
+def test_the_entry_module_names_every_module_of_blocks():
+    """The loader of local folders copies no others."""
+    entry = (PACKAGE / "presets.py").read_text()
+    for module in (PACKAGE / "blocks").glob("diffdiff_*.py"):
+        assert f"from .blocks.{module.stem} import" in entry
