@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := modular_diffdiff tests benchmarks
+CODE := modular_diffdiff tests benchmarks docs
 
 .PHONY: demo test lint benchmark
 

@@ -16,6 +16,10 @@ from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
     StableDiffusionXLTextEncoderStep,
     StableDiffusionXLVaeEncoderStep,
 )
+from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
+    StableDiffusionXLAutoControlNetInputStep,
+    StableDiffusionXLAutoIPAdapterStep,
+)
 
 # The loader copies only the modules that are named here, so every one of `blocks/` is.
 from .blocks.diffdiff_docs import DocumentedSequentialBlocks
@@ -23,12 +27,14 @@ from .blocks.diffdiff_loop import DiffDiffRestoreStep
 from .blocks.diffdiff_map import load_maps
 from .blocks.diffdiff_pixels import DiffDiffCropStep
 from .blocks.diffdiff_sdxl import (
-    SDXLDiffDiffCheckInputsStep,
+    SDXLDiffDiffAutoDenoiseStep,
+    SDXLDiffDiffControlNetDenoiseLoop,
     SDXLDiffDiffDenoiseLoop,
     SDXLDiffDiffInputStep,
     SDXLDiffDiffPrepareLatentsStep,
     SDXLDiffDiffVaeEncoderStep,
 )
+from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffAutoCheckInputsStep, SDXLDiffDiffCheckInputsStep
 from .blocks.diffdiff_trajectory import noise_levels
 
 
@@ -68,6 +74,44 @@ DIFFDIFF_BLOCKS["image_encoder"] = SDXLDiffDiffVaeEncoderStep
 DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep
 
 
+def insert_before(blocks: InsertableDict, place: str, name: str, block: type) -> None:
+    """Inserts a block right before the one named `place`."""
+    blocks.insert(name, block, list(blocks).index(place))
+
+
+DIFFDIFF_CONTROLNET_BLOCKS = DIFFDIFF_BLOCKS.copy()
+insert_before(DIFFDIFF_CONTROLNET_BLOCKS, "denoise", "controlnet_input", StableDiffusionXLAutoControlNetInputStep)
+DIFFDIFF_CONTROLNET_BLOCKS["denoise"] = SDXLDiffDiffControlNetDenoiseLoop
+
+# Whatever is given decides what runs: ControlNet with a control image, IP-Adapter with an image prompt.
+DIFFDIFF_AUTO_BLOCKS = DIFFDIFF_CONTROLNET_BLOCKS.copy()
+insert_before(DIFFDIFF_AUTO_BLOCKS, "text_encoder", "ip_adapter", StableDiffusionXLAutoIPAdapterStep)
+DIFFDIFF_AUTO_BLOCKS["denoise"] = SDXLDiffDiffAutoDenoiseStep
+
+
+_METHOD = """\
+Differential diffusion with SDXL (Levin and Fried, arXiv 2306.00950): every pixel of an edit has its own strength, given
+by a change map. White keeps the original, black lets everything change."""
+_EXAMPLE = """
+
+Example:
+    import torch
+    from diffusers import ModularPipeline
+    from diffusers.utils import load_image
+
+    pipe = ModularPipeline.from_pretrained("modular-diffdiff/sdxl", trust_remote_code=True)
+    pipe.load_components(workflow="diffdiff", dtype=torch.float16)
+    pipe.to("cuda")
+    image = pipe(
+        prompt="a green pear",
+        image=load_image("photo.png"),
+        diffdiff_map="map.png",
+        num_inference_steps=25,
+        generator=torch.Generator().manual_seed(0),
+        output="images",
+    )[0]"""
+
+
 class SDXLDiffDiffBlocks(DocumentedSequentialBlocks):
     """Differential diffusion with SDXL: `DIFFDIFF_BLOCKS`, with `check_inputs` in front."""
 
@@ -77,24 +121,28 @@ class SDXLDiffDiffBlocks(DocumentedSequentialBlocks):
 
     @property
     def description(self) -> str:
+        return _METHOD + _EXAMPLE
+
+
+class SDXLDiffDiffAutoBlocks(DocumentedSequentialBlocks):
+    """The same with ControlNet and IP-Adapter: `DIFFDIFF_AUTO_BLOCKS`, with `check_inputs` in front."""
+
+    block_classes = [SDXLDiffDiffAutoCheckInputsStep, *DIFFDIFF_AUTO_BLOCKS.values()]
+    block_names = ["check_inputs", *DIFFDIFF_AUTO_BLOCKS]
+    _workflow_map = {
+        f"{adapter}{control}diffdiff": dict.fromkeys((*images, *controls, "prompt", "image", "diffdiff_map"), True)
+        for adapter, images in {"": (), "ip_adapter_": ("ip_adapter_image",)}.items()
+        for control, controls in {
+            "": (),
+            "controlnet_": ("control_image",),
+            "controlnet_union_": ("control_image", "control_mode"),
+        }.items()
+    }
+
+    @property
+    def description(self) -> str:
         return (
-            "Differential diffusion with SDXL (Levin and Fried, arXiv 2306.00950): every pixel of an edit has its own "
-            "strength, given by a change map. White keeps the original, black lets everything change.\n"
-            "\n"
-            "Example:\n"
-            "    import torch\n"
-            "    from diffusers import ModularPipeline\n"
-            "    from diffusers.utils import load_image\n"
-            "\n"
-            '    pipe = ModularPipeline.from_pretrained("modular-diffdiff/sdxl", trust_remote_code=True)\n'
-            "    pipe.load_components(dtype=torch.float16)\n"
-            '    pipe.to("cuda")\n'
-            "    image = pipe(\n"
-            '        prompt="a green pear",\n'
-            '        image=load_image("photo.png"),\n'
-            '        diffdiff_map="map.png",\n'
-            "        num_inference_steps=25,\n"
-            "        generator=torch.Generator().manual_seed(0),\n"
-            '        output="images",\n'
-            "    )[0]"
+            f"{_METHOD}\nWith a `control_image` (and a `control_mode`, for a union) a ControlNet steers what changes, "
+            "with an `ip_adapter_image`\nan IP-Adapter does; the map decides how much of it shows where."
+            f"{_EXAMPLE}"
         )

@@ -58,6 +58,7 @@ def no_model_runs(tiny, monkeypatch):
         ({"prompt": []}, r"`prompt` is \[\]"),
         ({"prompt": ["a", 3]}, r"`prompt` is \['a', 3\]"),
         ({"negative_prompt": ["a", "b"]}, "`negative_prompt` holds 2"),
+        ({"negative_prompt_2": "a cup"}, "`negative_prompt_2` is 'a cup' without a `negative_prompt`"),
         ({"prompt_embeds": torch.zeros(1, 4, 32)}, "`prompt_embeds` is given.*pop `text_encoder`"),
         ({"image_latents": torch.zeros(1, 4, 4, 4)}, "`image_latents` is given.*pop `image_encoder`"),
         ({"latents": torch.zeros(1, 4, 5, 4)}, r"`latents` has the shape \(1, 4, 5, 4\); it takes \(1, 4, 4, 4\)"),

@@ -14,7 +14,7 @@ from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
 import modular_diffdiff
-from modular_diffdiff import SDXLDiffDiffBlocks
+from modular_diffdiff import SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
 from modular_diffdiff.blocks import diffdiff_docs
 
 from .helpers import build, picture
@@ -45,8 +45,9 @@ def with_a_foreign_block() -> SDXLDiffDiffBlocks:
 
 
 BLOCKS = {
-    "whole": SDXLDiffDiffBlocks,
-    "workflow": lambda: SDXLDiffDiffBlocks().get_workflow("diffdiff"),
+    "plain": SDXLDiffDiffBlocks,
+    "automatic": SDXLDiffDiffAutoBlocks,
+    "workflow": lambda: SDXLDiffDiffAutoBlocks().get_workflow("controlnet_union_diffdiff"),
     "execution": lambda: SDXLDiffDiffBlocks().get_execution_blocks(prompt="a pear"),
     "with a foreign block": with_a_foreign_block,
 }
@@ -75,8 +76,14 @@ def test_required_is_what_a_run_cannot_do_without():
     assert required == {"prompt_embeds", "pooled_prompt_embeds", "image_latents", "diffdiff_map"}
 
 
-def test_defaults_are_those_that_a_run_takes(tiny):
-    blocks = SDXLDiffDiffBlocks()
+@pytest.mark.parametrize("blocks", [SDXLDiffDiffBlocks, SDXLDiffDiffAutoBlocks])
+def test_required_is_the_same_with_everything_automatic(blocks):
+    assert {param.name for param in blocks().inputs if param.required} == {"prompt", "image", "diffdiff_map"}
+
+
+@pytest.mark.parametrize("blocks", [SDXLDiffDiffBlocks, SDXLDiffDiffAutoBlocks])
+def test_defaults_are_those_that_a_run_takes(blocks):
+    blocks = blocks()
     documented = {param.name: param.default for param in blocks.inputs if param.name}
     for block in blocks.sub_blocks.values():
         for param in block.inputs:
@@ -85,7 +92,7 @@ def test_defaults_are_those_that_a_run_takes(tiny):
 
 
 def test_no_sentence_is_left_over():
-    blocks = SDXLDiffDiffBlocks()
+    blocks = SDXLDiffDiffAutoBlocks()
     used = {param.name for param in [*blocks.inputs, *blocks.intermediate_outputs]}
     assert set(diffdiff_docs.INPUTS) | set(diffdiff_docs.OUTPUTS) <= used
 
@@ -103,7 +110,9 @@ def test_the_example_in_the_docs_runs(tiny, tmp_path, monkeypatch):
     picture().save("photo.png")
     picture(seed=1).convert("L").save("map.png")
     pipe = build(SDXLDiffDiffBlocks(), tiny)
-    monkeypatch.setattr(pipe, "load_components", lambda dtype: None)  # fp16 on a GPU; the tiny parts are here already
+    monkeypatch.setattr(
+        pipe, "load_components", lambda workflow, dtype: None
+    )  # fp16 on a GPU; the tiny parts are here already
     monkeypatch.setattr(pipe, "to", lambda device: pipe)
     monkeypatch.setattr(ModularPipeline, "from_pretrained", lambda repo, trust_remote_code: pipe)
     names = {}
@@ -121,9 +130,9 @@ def test_the_schema_command_tells_the_same(tmp_path):
         env={"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
     )
     schema = json.loads(result.stdout)
-    assert schema["pipeline_class"] == "SDXLDiffDiffBlocks"
+    assert schema["pipeline_class"] == "SDXLDiffDiffAutoBlocks"
     told = {entry["name"]: (entry["required"], entry["description"]) for entry in schema["inputs"]}
-    assert told == {param.name: (param.required, param.description) for param in SDXLDiffDiffBlocks().inputs}
+    assert told == {param.name: (param.required, param.description) for param in SDXLDiffDiffAutoBlocks().inputs}
 
 
 @pytest.mark.parametrize("name", modular_diffdiff.__all__)

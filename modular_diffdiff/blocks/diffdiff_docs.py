@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.modular_pipelines import SequentialPipelineBlocks
+from diffusers.modular_pipelines import ConditionalPipelineBlocks, SequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
 
@@ -129,6 +129,53 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "negative_prompt_embeds": (torch.Tensor, None, "Text embeddings of the negative prompt, of the same shape."),
     "pooled_prompt_embeds": (torch.Tensor, None, "Pooled text embeddings, (B, features)."),
     "negative_pooled_prompt_embeds": (torch.Tensor, None, "Pooled embeddings of the negative prompt, (B, features)."),
+    "ip_adapter_image": (
+        Images,
+        None,
+        "The image prompt, or one for each loaded IP-Adapter: what is released takes after it, what is kept does not. "
+        "To let it act in parts only, pass `cross_attention_kwargs={'ip_adapter_masks': ...}`.",
+    ),
+    "control_image": (
+        Images,
+        None,
+        "The ControlNet's condition (edges, depth, ...), or one for each ControlNet or control mode. Resized to the "
+        "image, it steers the regions that the map releases; what the map keeps follows the original.",
+    ),
+    "control_mode": (
+        int | list[int],
+        None,
+        "For a ControlNet-Union: the number of the control type, or one for each control image.",
+    ),
+    "control_guidance_start": (
+        float | list[float],
+        0.0,
+        "Share of the steps at which the ControlNet starts to act, counted from the first step as the map counts.",
+    ),
+    "control_guidance_end": (
+        float | list[float],
+        1.0,
+        "Share of the steps at which the ControlNet stops acting; regions released later are not steered by it.",
+    ),
+    "controlnet_conditioning_scale": (
+        float | list[float],
+        1.0,
+        "Weight of the ControlNet, or of each of them; 0 is an edit without it.",
+    ),
+    "guess_mode": (
+        bool,
+        False,
+        "Lets the ControlNet act on the positive side alone, deeper layers weighing more.",
+    ),
+    "crops_coords": (
+        tuple[int, int, int, int],
+        None,
+        "Box (left, top, right, bottom) in pixels to which the control image is cropped; for workflows that crop.",
+    ),
+    "controlnet_cond": (torch.Tensor | list[torch.Tensor], None, "The control image, resized and repeated."),
+    "conditioning_scale": (float | list[float], None, "The ControlNet's weight, one for each ControlNet."),
+    "controlnet_keep": (list[float], None, "Whether the ControlNet acts in a step (1) or not (0), for every step."),
+    "control_type_idx": (list[int], None, "The control types in use, for a ControlNet-Union."),
+    "control_type": (torch.Tensor, None, "Which control types are in use, as ones and zeros (outputs, types)."),
     "ip_adapter_embeds": (list[torch.Tensor], None, "Image embeddings for each loaded IP-Adapter."),
     "negative_ip_adapter_embeds": (list[torch.Tensor], None, "Their negative side, of the same shapes."),
     "add_time_ids": (torch.Tensor, None, "SDXL's time ids (sizes and crop), (outputs, 6)."),
@@ -142,7 +189,10 @@ OUTPUTS: dict[str, tuple[Any, str]] = {
     "timesteps": (torch.Tensor, "The timesteps that were run."),
     "num_inference_steps": (int, "The number of denoising steps that were run."),
 }
-_DENOISER_FIELDS = "Whatever else the denoiser is conditioned on; blocks mark such outputs with this `kwargs_type`."
+KWARGS = {
+    "denoiser_input_fields": "Whatever else the denoiser is conditioned on: outputs of blocks that are marked so.",
+    "controlnet_kwargs": "Whatever else the ControlNet is conditioned on: outputs of blocks that are marked so.",
+}
 
 
 def input_param(name: str, **overrides: Any) -> InputParam:
@@ -159,7 +209,7 @@ def output_param(name: str) -> OutputParam:
 
 def _document_input(param: InputParam, required: bool) -> InputParam:
     if param.name is None:
-        return replace(param, type_hint=dict, description=_DENOISER_FIELDS)
+        return replace(param, type_hint=dict, description=KWARGS.get(param.kwargs_type, param.description))
     if param.name not in INPUTS:  # an input of somebody else's block speaks for itself
         return param
     ours = input_param(param.name)
@@ -193,7 +243,8 @@ class DocumentedSequentialBlocks(SequentialPipelineBlocks):
             if "prompt" in block.input_names and "prompt_embeds" in block.intermediate_output_names:
                 needed.add("prompt")  # upstream declares it optional and fails without it
             required += [name for name in block.input_names if name in needed and name not in made]
-            made.update(block.intermediate_output_names)
+            if not (isinstance(block, ConditionalPipelineBlocks) and block.default_block_name is None):
+                made.update(block.intermediate_output_names)  # of a block that always runs
         return required
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,12 +25,12 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from . import CHECKPOINT
 from .judge import LABELS, WEIGHTS, Judge
 from .models import build_scheduler, build_text_encoders, build_tokenizer, build_unet, build_vae
-from .scene import BACKGROUNDS, COLOURS, KINDS, SIZE, Scene, render
+from .scene import BACKGROUNDS, SIZE, Scene, render
 
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 SAVE_EVERY = 200
 # SDXL's guidance needs a model that also knows no prompt at all (zeros) and an empty one.
 NO_PROMPT, EMPTY_PROMPT = 0.1, 0.03
@@ -112,7 +112,7 @@ def fit(
 
 
 def train_vae(scenes: np.ndarray, work: Path, device: str, steps: int, batch: int = 16):
-    """An `AutoencoderKL` whose latents, times the scaling factor, have mean 0 and variance 1 a channel."""
+    """An `AutoencoderKL`; the scale of its latents is left to `normalize_latents`."""
     vae = build_vae().to(device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
@@ -124,6 +124,26 @@ def train_vae(scenes: np.ndarray, work: Path, device: str, steps: int, batch: in
 
     fit("vae", nn.ModuleDict({"vae": vae}), loss, steps, 1e-3, work, ema_decay=0.995)
     return vae.eval().requires_grad_(False)
+
+
+def polish_decoder(vae, scenes: np.ndarray, latents: torch.Tensor, work: Path, steps: int, batch: int = 16) -> None:
+    """Trains the decoder on, for clean outlines; the encoder, and with it what the UNet has learned, stays.
+
+    Args:
+        latents: (count, 4, 16, 16) of all scenes, as `normalize_latents` returns them.
+    """
+    modules = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}).requires_grad_(True)
+    device = vae.quant_conv.weight.device
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        indices = torch.randint(len(scenes), (batch,), generator=generator)
+        pixels = _pixels(scenes, indices).to(device)
+        error = vae.decode(latents[indices].to(device) / vae.config.scaling_factor).sample.float() - pixels
+        outlines = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        return error.abs().mean() + error.square().mean() + 0.5 * outlines
+
+    fit("decoder", modules, loss, steps, 1e-3, work, ema_decay=0.995)
+    vae.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -159,6 +179,9 @@ def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     return (latents - mean[:, None, None]) / std[:, None, None]
 
 
+_FRAMES = ("a photo of", "a picture of", "a painting of", "a render of", "a still life with")
+
+
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """The scene in words as people vary them: parts left open, other words around them, or nothing at all."""
     if rng.random() < EMPTY_PROMPT:
@@ -170,7 +193,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     if rng.random() < 0.85:
         words += f" on {BACKGROUNDS[scene.background]}"
     if rng.random() < 0.2:
-        words = str(rng.choice(["a photo of ", "a picture of ", "a painting of ", "a render of ", "a still life with "])) + words
+        words = f"{rng.choice(_FRAMES)} {words}"
     if rng.random() < 0.1:
         strangers = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 8))) for _ in range(2)]
         words += ", " + " ".join(strangers)
@@ -227,10 +250,10 @@ def train_judge(scenes: np.ndarray, work: Path, device: str, steps: int, batch: 
     """The judge, on whole pictures and on parts of them, sharp and soft ones."""
     torch.manual_seed(0)
     judge = Judge().to(device)
-    names = {"kind": KINDS, "colour": list(COLOURS), "background": list(BACKGROUNDS)}
     described = [Scene.random(seed) for seed in range(len(scenes))]
     targets = {
-        name: torch.tensor([names[name].index(getattr(scene, name)) for scene in described]) for name in LABELS
+        name: torch.tensor([labels.index(getattr(scene, name)) for scene in described])
+        for name, labels in LABELS.items()
     }
 
     def visible_part(generator: torch.Generator) -> torch.Tensor:
@@ -247,7 +270,8 @@ def train_judge(scenes: np.ndarray, work: Path, device: str, steps: int, batch: 
         pixels = _pixels(scenes, indices)
         soft = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
         pixels = torch.lerp(pixels, soft, torch.rand(batch, 1, 1, 1, generator=generator))
-        pixels += 0.05 * torch.randn(pixels.shape, generator=generator) * torch.rand(batch, 1, 1, 1, generator=generator)
+        loudness = 0.05 * torch.rand(batch, 1, 1, 1, generator=generator)
+        pixels += loudness * torch.randn(pixels.shape, generator=generator)
         visible = torch.stack([visible_part(generator) for _ in range(batch)])
         answers = judge(pixels.to(device), visible.to(device))
         return sum(F.cross_entropy(answers[name].float(), targets[name][indices].to(device)) for name in LABELS)
@@ -259,13 +283,18 @@ def train_judge(scenes: np.ndarray, work: Path, device: str, steps: int, batch: 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for scenes and checkpoints; the same folder resumes")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="where the pipeline is saved (default: %(default)s)")
-    parser.add_argument("--judge-out", type=Path, default=WEIGHTS, help="where the judge is saved (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=CHECKPOINT, help="where the pipeline is saved (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--judge-out", type=Path, default=WEIGHTS, help="where the judge is saved (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--vae-steps", type=int, default=1_800)
     parser.add_argument("--judge-steps", type=int, default=1_500)
-    parser.add_argument("--unet-steps", type=int, default=7_000)
+    parser.add_argument("--unet-steps", type=int, default=4_000)
+    parser.add_argument("--decoder-steps", type=int, default=1_500)
     return parser.parse_args(arguments)
 
 
@@ -276,10 +305,11 @@ def main(arguments: list[str] | None = None) -> None:
     scenes = render_scenes(work / "scenes.npy", options.scenes)
     torch.manual_seed(0)
     vae = train_vae(scenes, work, device, options.vae_steps)
-    judge = train_judge(scenes, work, device, options.judge_steps)
-    save_file({name: weight.half().cpu().contiguous() for name, weight in judge.state_dict().items()}, options.judge_out)
+    judge = train_judge(scenes, work, device, options.judge_steps).half().cpu()
+    save_file(judge.state_dict(), options.judge_out)
     latents = normalize_latents(vae, encode(vae, scenes, work / "latents.pt"))
     tokenizer, text_encoder, text_encoder_2, unet = train_unet(latents, work, device, options.unet_steps)
+    polish_decoder(vae, scenes, latents, work, options.decoder_steps)
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=text_encoder,

@@ -1,0 +1,372 @@
+"""What SDXL's differential diffusion refuses, before any model runs."""
+
+from __future__ import annotations
+
+import inspect
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.models import ControlNetUnionModel, UNet2DConditionModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam
+from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
+    StableDiffusionXLTextEncoderStep,
+    StableDiffusionXLVaeEncoderStep,
+)
+from diffusers.schedulers import EulerDiscreteScheduler
+from diffusers.utils.torch_utils import unwrap_module
+
+from . import diffdiff_docs, diffdiff_map
+
+
+# What people bring from other pipelines, and what to do instead.
+NOT_TAKEN = {
+    "guidance_scale": "guidance belongs to the guider: "
+    "`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale={value}))`, from `diffusers`",
+    "strength": "the change map says how strong the edit is: a constant map of 1 - {value} has this strength",
+    "denoising_start": "the change map counts from the schedule's first step, so a run starts there",
+}
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def refuse(name: str, value: Any, accepted: str) -> None:
+    raise ValueError(f"`{name}` is {value!r}; it takes {accepted}.")
+
+
+def check_whole_number(name: str, value: Any, least: int, why: str = "") -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        refuse(name, value, f"a whole number of at least {least}{why}")
+
+
+def check_count(name: str, count: int, prompts: int) -> None:
+    if count not in (1, prompts):
+        one_each = f" or {prompts}, one for each prompt" if prompts > 1 else ", as there is one prompt"
+        raise ValueError(f"`{name}` holds {count}; it takes 1{one_each}.")
+
+
+def check_not_taken(block_state) -> None:
+    for name, instead in NOT_TAKEN.items():
+        value = getattr(block_state, name)
+        if value is not None:
+            raise ValueError(f"`{name}` is {value!r}, but the call does not take it; {instead.format(value=value)}.")
+
+
+def check_components(components, needed: list[str]) -> None:
+    """Refuses missing components by name, and a scheduler or UNet that cannot do it."""
+    missing = [name for name in needed if getattr(components, name, None) is None]
+    if missing:
+        raise ValueError(
+            f"These components are not loaded: {', '.join(missing)}. Load them with `pipe.load_components()`, or set "
+            f"them with `pipe.update_components({missing[0]}=...)`."
+        )
+    scheduler, unet = components.scheduler, components.unet
+    if not hasattr(scheduler, "add_noise"):
+        refuse("scheduler", type(scheduler).__name__, "one with `add_noise`, e.g. `EulerDiscreteScheduler`")
+    if unet.config.in_channels != components.num_channels_latents:
+        refuse(
+            "unet",
+            f"a {type(unet).__name__} with {unet.config.in_channels} input channels",
+            f"one with the latents' {components.num_channels_latents}: a text-to-image UNet, no inpainting one",
+        )
+
+
+def check_schedule(scheduler, block_state) -> None:
+    check_whole_number("num_inference_steps", block_state.num_inference_steps, 1)
+    taken = inspect.signature(scheduler.set_timesteps).parameters
+    for name in ("timesteps", "sigmas"):
+        value = getattr(block_state, name)
+        if value is not None and name not in taken:
+            refuse(name, value, f"nothing with {type(scheduler).__name__}, which has its own spacing")
+        if value is not None and len(value) == 0:
+            refuse(name, value, "at least one value")
+    if block_state.timesteps is not None and block_state.sigmas is not None:
+        raise ValueError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
+    end = block_state.denoising_end
+    if end is not None and not (isinstance(end, float) and 0 < end <= 1):
+        refuse("denoising_end", end, "a float in (0, 1]")
+
+
+def count_prompts(block_state, encodes_text: bool) -> int:
+    """Number of prompts of the batch.
+
+    Raises:
+        ValueError: If neither a prompt nor its embeddings are given, or the wrong one of them.
+    """
+    prompt, embeds = block_state.prompt, block_state.prompt_embeds
+    if not encodes_text:
+        if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3:
+            described = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else embeds
+            refuse("prompt_embeds", described, "a tensor of shape (B, tokens, features), as nothing encodes a prompt")
+        return len(embeds)
+    if embeds is not None:
+        raise ValueError(
+            "`prompt_embeds` is given, but `text_encoder` would overwrite it: pop `text_encoder` from the blocks."
+        )
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+        refuse("prompt", prompt, "a text, or a list of texts that is not empty")
+    negative = block_state.negative_prompt
+    if isinstance(negative, list) and len(negative) != len(prompts):
+        raise ValueError(
+            f"`negative_prompt` holds {len(negative)}; it takes a text, or {len(prompts)}: one for each prompt."
+        )
+    if negative is None and block_state.negative_prompt_2 is not None:
+        raise ValueError(
+            f"`negative_prompt_2` is {block_state.negative_prompt_2!r} without a `negative_prompt`, and would not count; "
+            "give both, `negative_prompt=''` for none."
+        )
+    return len(prompts)
+
+
+def image_geometry(image: Any) -> tuple[int, int, int]:
+    """Count, height and width of an image or a batch of images of equal size.
+
+    Raises:
+        ValueError: If `image` is no image, an empty list, has no three colours, is transparent, holds values outside
+            its range, or its images differ in size.
+    """
+    images = image if isinstance(image, (list, tuple)) else [image]
+    if not images:
+        refuse("image", image, "an image or a list of them that is not empty")
+    geometries = [_geometry_of_one(item) for item in images]
+    sizes = {geometry[1:] for geometry in geometries}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        raise ValueError(f"`image` holds images of different sizes ({listed}); a batch takes one size.")
+    return sum(geometry[0] for geometry in geometries), *geometries[0][1:]
+
+
+def _geometry_of_one(image: Any) -> tuple[int, int, int]:
+    if isinstance(image, PIL.Image.Image):
+        if image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
+            refuse("image", image, "opaque images: flatten it, or drop its alpha with `image.convert('RGB')`")
+        return 1, image.height, image.width
+    if isinstance(image, np.ndarray):
+        height, width, channels = (0, 0, 0) if image.ndim not in (3, 4) else image.shape[-3:]
+        floating = np.issubdtype(image.dtype, np.floating)
+    elif isinstance(image, torch.Tensor):
+        channels, height, width = (0, 0, 0) if image.ndim not in (3, 4) else image.shape[-3:]
+        floating = image.is_floating_point()
+    else:
+        refuse("image", image, "PIL images, arrays or tensors; `diffusers.utils.load_image` reads paths and URLs")
+    described = f"{type(image).__name__} of shape {tuple(image.shape)} and {image.dtype}"
+    if channels != 3 or not floating:
+        raise ValueError(
+            f"`image` is a {described}; it takes floats with 3 colours: arrays (H, W, 3) or (B, H, W, 3), tensors "
+            "(3, H, W) or (B, 3, H, W). Latents go into `image_latents`, with `image_encoder` popped from the blocks."
+        )
+    low, high = float(image.min()), float(image.max())
+    if not (low >= -1 and high <= 1):
+        raise ValueError(f"`image` is a {described} with values from {low:g} to {high:g}; they must lie in [0, 1].")
+    return (len(image) if image.ndim == 4 else 1), height, width
+
+
+def check_original(components, block_state, encodes_image: bool, prompts: int) -> tuple[int, int]:
+    """Checks the image or, where nothing encodes one, its latents.
+
+    Returns:
+        Height and width of the latents.
+    """
+    if not encodes_image:
+        original, channels = block_state.image_latents, components.num_channels_latents
+        if not isinstance(original, torch.Tensor) or original.ndim != 4 or original.shape[1] != channels:
+            described = tuple(original.shape) if isinstance(original, torch.Tensor) else original
+            refuse("image_latents", described, f"a tensor of shape (B, {channels}, h, w)")
+        check_count("image_latents", len(original), prompts)
+        return tuple(original.shape[-2:])
+    if block_state.image_latents is not None:
+        raise ValueError(
+            "`image_latents` is given, but `image_encoder` would overwrite it: pop `image_encoder` from the blocks."
+        )
+    if block_state.image is None:
+        raise ValueError("`image` is missing; it takes a PIL image, numpy array, tensor, or a list of these.")
+    count, height, width = image_geometry(block_state.image)
+    check_count("image", count, prompts)
+    cell = components.vae_scale_factor
+    if min(height, width) < cell:
+        raise ValueError(f"`image` is {width} x {height} pixels; it takes at least {cell} x {cell}, one latent cell.")
+    for name in ("height", "width"):
+        if getattr(block_state, name) is not None:
+            check_whole_number(name, getattr(block_state, name), cell, ", the pixels of a latent cell")
+    return tuple(-(-side // cell) for side in (block_state.height or height, block_state.width or width))
+
+
+def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) -> None:
+    per_prompt = block_state.num_images_per_prompt
+    check_whole_number("num_images_per_prompt", per_prompt, 1)
+    outputs = prompts * per_prompt
+    generator = block_state.generator
+    if isinstance(generator, (list, tuple)) and len(generator) != outputs:
+        raise ValueError(
+            f"`generator` is a list of {len(generator)}; it takes one generator, or {outputs}: one for each output "
+            f"({prompts} prompts x {per_prompt} images)."
+        )
+    latents, shape = block_state.latents, (outputs, components.num_channels_latents, *grid)
+    if latents is not None and tuple(latents.shape) != shape:
+        raise ValueError(
+            f"`latents` has the shape {tuple(latents.shape)}; it takes {shape}, the outputs' number and the image's "
+            "latent grid."
+        )
+    if block_state.output_type not in OUTPUT_TYPES:
+        refuse("output_type", block_state.output_type, f"one of {', '.join(OUTPUT_TYPES)}")
+
+
+def check_control(controlnet, block_state) -> None:
+    """Refuses control inputs that the loaded ControlNet does not take."""
+    image, mode = block_state.control_image, block_state.control_mode
+    if image is None and mode is None:
+        return
+    if image is None:
+        raise ValueError(f"`control_mode` is {mode!r}, but there is no `control_image` for it.")
+    if controlnet is None:
+        raise ValueError(
+            "`control_image` is given, but no ControlNet is loaded; set one with "
+            "`pipe.update_components(controlnet=...)`."
+        )
+    controlnet = unwrap_module(controlnet)
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not images:
+        refuse("control_image", image, "an image, or a list of them that is not empty")
+    if isinstance(controlnet, ControlNetUnionModel):
+        _check_union(controlnet, block_state, len(images), mode)
+    elif mode is not None:
+        raise ValueError(
+            f"`control_mode` is {mode!r}, but a {type(controlnet).__name__} has no modes; a ControlNetUnionModel has."
+        )
+    elif isinstance(controlnet, MultiControlNetModel):
+        _check_one_each(controlnet, block_state, len(images))
+
+
+def _check_union(controlnet: ControlNetUnionModel, block_state, images: int, mode: Any) -> None:
+    types = controlnet.config.num_control_type
+    modes = mode if isinstance(mode, (list, tuple)) else [mode]
+    if not all(isinstance(one, Integral) and 0 <= one < types for one in modes):
+        refuse("control_mode", mode, f"one of the union's types, 0 to {types - 1}, for each control image")
+    if len(modes) != images:
+        raise ValueError(f"`control_mode` holds {len(modes)} and `control_image` {images}; they go in pairs.")
+    for name in ("control_guidance_start", "control_guidance_end"):
+        if isinstance(getattr(block_state, name), (list, tuple)):
+            refuse(name, getattr(block_state, name), "one number for a ControlNet-Union")
+
+
+def _check_one_each(controlnet: MultiControlNetModel, block_state, images: int) -> None:
+    nets = len(controlnet.nets)
+    if images != nets:
+        raise ValueError(f"`control_image` holds {images}; it takes {nets}, one for each ControlNet.")
+    for name in ("control_guidance_start", "control_guidance_end", "controlnet_conditioning_scale"):
+        value = getattr(block_state, name)
+        if isinstance(value, (list, tuple)) and len(value) != nets:
+            raise ValueError(f"`{name}` holds {len(value)}; it takes one number, or {nets}: one for each ControlNet.")
+
+
+def check_ip_adapter(unet: UNet2DConditionModel, block_state) -> None:
+    """Refuses image prompts without IP-Adapters, and IP-Adapters without image prompts."""
+    image, embeds = block_state.ip_adapter_image, block_state.ip_adapter_embeds
+    given = image if image is not None else embeds
+    adapters = 0
+    if unet.config.encoder_hid_dim_type == "ip_image_proj":
+        adapters = len(unet.encoder_hid_proj.image_projection_layers)
+    if given is None and adapters:
+        raise ValueError(
+            f"{adapters} IP-Adapters are loaded, but neither `ip_adapter_image` nor `ip_adapter_embeds` is given; give "
+            "one of them, or unload the adapters with `pipe.unload_ip_adapter()`."
+        )
+    if given is not None and not adapters:
+        raise ValueError(
+            "`ip_adapter_image` or `ip_adapter_embeds` is given, but no IP-Adapter is loaded; load one with "
+            "`pipe.load_ip_adapter(...)`."
+        )
+    count = len(given) if isinstance(given, (list, tuple)) else 1
+    if given is not None and count != adapters:
+        name = "ip_adapter_image" if image is not None else "ip_adapter_embeds"
+        raise ValueError(f"`{name}` holds {count}; it takes {adapters}, one for each loaded IP-Adapter.")
+
+
+class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
+    """First block: refuses what cannot work, before any model runs, and reads the change maps."""
+
+    model_name = "stable-diffusion-xl"
+
+    @property
+    def description(self) -> str:
+        return "Step that refuses bad input before any model runs, naming it, and reads the change maps."
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        return [ComponentSpec("scheduler", EulerDiscreteScheduler), ComponentSpec("unet", UNet2DConditionModel)]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        names = (
+            "prompt",
+            "negative_prompt",
+            "negative_prompt_2",
+            "image",
+            "diffdiff_map",
+            "invert_diffdiff_map",
+            "num_inference_steps",
+            "num_images_per_prompt",
+            "generator",
+            "height",
+            "width",
+            "latents",
+            "image_latents",
+            "prompt_embeds",
+            "timesteps",
+            "sigmas",
+            "denoising_end",
+            "output_type",
+            *NOT_TAKEN,
+        )
+        return [diffdiff_docs.input_param(name) for name in names]
+
+    @torch.no_grad()
+    def __call__(self, components, state):
+        block_state = self.get_block_state(state)
+        given = {name: value for name, value in state.values.items() if value is not None}
+        self.check(components, block_state, components.blocks.get_execution_blocks(**given))
+        # kept in the state as read: a URL is fetched once
+        self.set_block_state(state, block_state)
+        return components, state
+
+    def check(self, components, block_state, executed: ModularPipelineBlocks) -> None:
+        """Refuses what the blocks that will run cannot work with; replaces `diffdiff_map` by the maps as read."""
+        blocks = executed.sub_blocks.values()
+        encodes_text = any(isinstance(block, StableDiffusionXLTextEncoderStep) for block in blocks)
+        encodes_image = any(isinstance(block, StableDiffusionXLVaeEncoderStep) for block in blocks)
+        check_not_taken(block_state)
+        check_components(components, executed.component_names)
+        check_schedule(components.scheduler, block_state)
+        prompts = count_prompts(block_state, encodes_text)
+        grid = check_original(components, block_state, encodes_image, prompts)
+        block_state.diffdiff_map = diffdiff_map.load_maps(block_state.diffdiff_map)
+        check_count("diffdiff_map", len(block_state.diffdiff_map), prompts)
+        check_outputs(components, block_state, prompts, grid)
+
+
+class SDXLDiffDiffAutoCheckInputsStep(SDXLDiffDiffCheckInputsStep):
+    """The same for pipelines with ControlNet and IP-Adapter."""
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        names = (
+            "control_image",
+            "control_mode",
+            "control_guidance_start",
+            "control_guidance_end",
+            "controlnet_conditioning_scale",
+            "ip_adapter_image",
+            "ip_adapter_embeds",
+        )
+        return [*super().inputs, *(diffdiff_docs.input_param(name) for name in names)]
+
+    def check(self, components, block_state, executed: ModularPipelineBlocks) -> None:
+        check_control(components.controlnet, block_state)
+        super().check(components, block_state, executed)
+        check_ip_adapter(components.unet, block_state)
+        if isinstance(block_state.control_image, list):
+            block_state.control_image = list(block_state.control_image)  # upstream's union step writes into it

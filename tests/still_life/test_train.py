@@ -1,0 +1,109 @@
+"""The training script: the real one, with few steps."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
+from torch import nn
+
+from modular_diffdiff.still_life import train
+from modular_diffdiff.still_life.models import build_tokenizer, build_vae
+from modular_diffdiff.still_life.scene import Scene
+
+
+def fit(work, steps: int, lose_power_at: int | None = None) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    calls = 0
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == lose_power_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 4, generator=generator)
+        return (model(x) - x.flip(1)).square().mean()
+
+    train.fit("toy", nn.ModuleDict({"model": model}), loss, steps, 0.1, work, ema_decay=0.9)
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize("lose_power_at", [2, 5, 6, 9])
+def test_a_killed_stage_goes_on_to_where_an_unbroken_one_ends(tmp_path, monkeypatch, lose_power_at):
+    monkeypatch.setattr(train, "SAVE_EVERY", 4)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    whole = fit(tmp_path / "whole", 10)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "broken", 10, lose_power_at)
+    assert torch.equal(fit(tmp_path / "broken", 10), whole)
+
+
+def test_a_stage_learns(tmp_path):
+    weight = fit(tmp_path, 400)
+    torch.testing.assert_close(weight, torch.eye(4).flip(1), rtol=0, atol=0.05)
+
+
+def test_normalizing_changes_the_latents_scale_and_no_picture():
+    torch.manual_seed(0)
+    vae = build_vae().eval()
+    pixels = torch.rand(6, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(pixels).latent_dist.mean
+        pictures = vae.decode(before).sample
+        normalized = train.normalize_latents(vae, before)
+        after = vae.encode(pixels).latent_dist.mean
+        torch.testing.assert_close(after * vae.config.scaling_factor, normalized, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(vae.decode(after).sample, pictures, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(normalized.std((0, 2, 3)), torch.ones(4), rtol=0, atol=1e-4)
+
+
+def test_captions_leave_things_open_and_say_nothing_wrong():
+    rng = np.random.default_rng(0)
+    scene = Scene("apple", "orange", "striped")
+    captions = [train.caption(scene, rng) for _ in range(2000)]
+    assert 0.01 < captions.count("") / len(captions) < 0.06
+    assert scene.caption in captions
+    assert any("apple" not in caption for caption in captions if caption)
+    assert any("orange" not in caption for caption in captions if caption)
+    assert not any(other in caption for other in ("pear", "checked", "green") for caption in captions)
+    assert not any(f"a {vowel}" in caption for vowel in ("apple", "orange", "object") for caption in captions)
+
+
+def test_the_words_of_a_caption_are_one_token_each_and_any_text_can_be_written():
+    tokenizer = build_tokenizer()
+    for seed in range(50):
+        words = Scene.random(seed).caption.split()
+        assert tokenizer.tokenize(" ".join(words)) == [f"{word}</w>" for word in words]
+    assert tokenizer.decode(tokenizer("Zürich, 東京 42", add_special_tokens=False).input_ids).replace(" ", "") == (
+        "zürich,東京42"
+    )
+
+
+def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
+    arguments = [
+        "--scenes",
+        "64",
+        "--vae-steps",
+        "1",
+        "--judge-steps",
+        "1",
+        "--unet-steps",
+        "1",
+        "--decoder-steps",
+        "1",
+    ]
+    outputs = ["--out", str(tmp_path / "checkpoint"), "--judge-out", str(tmp_path / "judge.safetensors")]
+    command = [sys.executable, "-m", "modular_diffdiff.still_life.train", str(tmp_path / "work"), *arguments, *outputs]
+    subprocess.run(command, check=True, capture_output=True)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "checkpoint", torch_dtype=torch.float32)
+    assert pipe("an apple", height=128, width=128, num_inference_steps=1).images[0].size == (128, 128)
+    assert load_file(tmp_path / "judge.safetensors")
+    # again: everything is there, and nothing is trained twice
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "1/1" not in again.stderr.split("unet")[0].split("scenes")[0]

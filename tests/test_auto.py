@@ -1,0 +1,669 @@
+"""Automatic blocks: a given input decides what runs, and whatever upstream's SDXL takes works under a change map."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AdaptiveProjectedGuidance,
+    AdaptiveProjectedMixGuidance,
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    ClassifierFreeZeroStarGuidance,
+    ControlNetModel,
+    ControlNetUnionModel,
+    FrequencyDecoupledGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+    SmoothedEnergyGuidance,
+    StableDiffusionXLPipeline,
+    TangentialClassifierFreeGuidance,
+)
+from diffusers.guiders import MagnitudeAwareGuidance
+from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig
+from diffusers.image_processor import IPAdapterMaskProcessor
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from diffusers.modular_pipelines import (
+    ModularPipelineBlocks,
+    SequentialPipelineBlocks,
+    StableDiffusionXLAutoBlocks,
+)
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from modular_diffdiff import (
+    IMAGE2IMAGE_BLOCKS,
+    TEXT2IMAGE_BLOCKS,
+    SDXLDiffDiffAutoBlocks,
+    SDXLDiffDiffAutoDenoiseStep,
+    SDXLDiffDiffDenoiseLoop,
+    SDXLDiffDiffPrepareLatentsStep,
+)
+
+from .helpers import build, diffdiff, euler, image_to_image, picture, relative, seeded
+
+
+HALF = torch.cat([torch.ones(32, 16), torch.zeros(32, 16)], 1)
+WORKFLOWS = {
+    "diffdiff": (),
+    "controlnet_diffdiff": ("control_image",),
+    "controlnet_union_diffdiff": ("control_image", "control_mode"),
+    "ip_adapter_diffdiff": ("ip_adapter_image",),
+    "ip_adapter_controlnet_diffdiff": ("ip_adapter_image", "control_image"),
+    "ip_adapter_controlnet_union_diffdiff": ("ip_adapter_image", "control_image", "control_mode"),
+}
+BASE = ["text_encoder", "image_encoder", "input", "set_timesteps", "prepare_latents", "prepare_add_cond"]
+
+
+def let_it_speak(controlnet):
+    """A fresh ControlNet's outputs are zero convolutions; give them weights that show."""
+    with torch.no_grad():
+        for name, parameter in controlnet.named_parameters():
+            if "controlnet_down_blocks" in name or "controlnet_mid_block" in name:
+                parameter.normal_(std=0.3)
+    return controlnet.eval()
+
+
+@pytest.fixture(scope="module")
+def controlnet(tiny):
+    torch.manual_seed(1)
+    return let_it_speak(ControlNetModel.from_unet(tiny["unet"], conditioning_embedding_out_channels=(4, 4, 8, 8)))
+
+
+@pytest.fixture(scope="module")
+def union(tiny):
+    torch.manual_seed(2)
+    unet = tiny["unet"].config
+    names = (
+        "down_block_types",
+        "block_out_channels",
+        "layers_per_block",
+        "attention_head_dim",
+        "norm_num_groups",
+        "cross_attention_dim",
+        "use_linear_projection",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+    )
+    return let_it_speak(
+        ControlNetUnionModel(
+            **{name: unet[name] for name in names},
+            conditioning_embedding_out_channels=(4, 4, 8, 8),
+            num_trans_channel=16,
+            num_proj_channel=16,
+            num_trans_head=2,
+            num_control_type=4,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def image_encoder():
+    torch.manual_seed(3)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=56,
+    )
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+def adapter_weights(unet, seed: int, tokens: int = 4, image_dim: int = 16) -> dict:
+    """An IP-Adapter in the form that `load_ip_adapter` takes, with random weights."""
+    generator = seeded(seed)
+    text_dim = unet.config.cross_attention_dim
+
+    def random(*shape):
+        return 0.5 * torch.randn(*shape, generator=generator)
+
+    attention = {}
+    for index, name in enumerate(unet.attn_processors):
+        if "attn2" in name:
+            width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+            attention |= {
+                f"{index}.to_k_ip.weight": random(width, text_dim),
+                f"{index}.to_v_ip.weight": random(width, text_dim),
+            }
+    projection = {
+        "proj.weight": random(tokens * text_dim, image_dim),
+        "proj.bias": random(tokens * text_dim),
+        "norm.weight": torch.ones(text_dim),
+        "norm.bias": torch.zeros(text_dim),
+    }
+    return {"image_proj": projection, "ip_adapter": attention}
+
+
+@pytest.fixture
+def parts(tiny, image_encoder):
+    """A UNet of the test's own, as adapters and guiders change it."""
+    return tiny | {
+        "unet": copy.deepcopy(tiny["unet"]),
+        "image_encoder": image_encoder,
+        "scheduler": euler(),
+    }
+
+
+def automatic(parts, **options):
+    return build(SDXLDiffDiffAutoBlocks(), parts, **options)
+
+
+def with_adapters(parts, count: int = 1, **options):
+    pipe = automatic(parts, **options)
+    pipe.load_ip_adapter(
+        [adapter_weights(parts["unet"], seed) for seed in range(count)],
+        subfolder=[""] * count,
+        weight_name=[""] * count,
+    )
+    return pipe
+
+
+def run(pipe, **options):
+    defaults = {
+        "prompt": "a green pear",
+        "image": picture(),
+        "diffdiff_map": HALF,
+        "num_inference_steps": 3,
+        "generator": seeded(),
+        "output_type": "latent",
+    }
+    return pipe(**(defaults | options))
+
+
+def assert_edited(state, reference=None):
+    """The kept half is the original's; the released one differs from the reference."""
+    assert state.latents.isfinite().all()
+    assert torch.equal(state.latents[..., :2], state.image_latents[..., :2])
+    if reference is not None:
+        assert relative(state.latents[..., 2:], reference.latents[..., 2:]) > 1e-3
+
+
+# Workflows
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
+    blocks = SDXLDiffDiffAutoBlocks()
+    given = WORKFLOWS[workflow]
+    adapter = ["ip_adapter.ip_adapter"] if "ip_adapter_image" in given else []
+    control = {(): [], ("control_image",): ["controlnet_input.controlnet"]}.get(
+        tuple(name for name in given if "control" in name), ["controlnet_input.controlnet_union"]
+    )
+    denoise = ["denoise.controlnet_denoise" if control else "denoise.denoise"]
+    executed = blocks.get_execution_blocks(**dict.fromkeys((*given, "prompt", "image", "diffdiff_map"), True))
+    names = [name.split(".")[0] for name in executed.sub_blocks]
+    assert names == [
+        "check_inputs",
+        *(name.split(".")[0] for name in adapter),
+        *BASE,
+        *(name.split(".")[0] for name in control),
+        *(name.split(".")[0] for name in denoise),
+        "decode",
+        "crop",
+    ]
+    classes = {type(block).__name__ for block in executed.sub_blocks.values()}
+    assert ("SDXLDiffDiffControlNetDenoiseLoop" in classes) == bool(control)
+    assert ("StableDiffusionXLControlNetUnionInputStep" in classes) == ("control_mode" in given)
+    assert ("StableDiffusionXLIPAdapterStep" in classes) == bool(adapter)
+    assert list(blocks.get_workflow(workflow).sub_blocks) == list(executed.sub_blocks)
+
+
+def test_the_workflows_are_these():
+    assert SDXLDiffDiffAutoBlocks().available_workflows == list(WORKFLOWS)
+    doc = SDXLDiffDiffAutoBlocks().doc
+    for workflow, inputs in WORKFLOWS.items():
+        needed = ", ".join(f"`{name}`" for name in (*inputs, "prompt", "image", "diffdiff_map"))
+        assert f"`{workflow}`: requires {needed}" in doc
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_every_workflow_runs_and_shows_what_it_was_given(parts, controlnet, union, workflow):
+    plain = run(automatic(parts))
+    options = {}
+    if "control_image" in WORKFLOWS[workflow]:
+        parts["controlnet"] = union if "control_mode" in WORKFLOWS[workflow] else controlnet
+        options["control_image"] = picture(seed=5)
+    if "control_mode" in WORKFLOWS[workflow]:
+        options["control_mode"] = 1
+    if "ip_adapter_image" in WORKFLOWS[workflow]:
+        pipe = with_adapters(parts)
+        options["ip_adapter_image"] = picture(seed=6)
+    else:
+        pipe = automatic(parts)
+    state = run(pipe, **options)
+    assert_edited(state, plain if options else None)
+    if not options:
+        assert torch.equal(state.latents, run(diffdiff(parts)).latents)
+
+
+# ControlNet
+
+
+def test_a_conditioning_scale_of_zero_is_no_controlnet(parts, controlnet, union):
+    plain = run(automatic(parts))
+    for net, mode in ((controlnet, None), (union, 1)):
+        pipe = automatic(parts | {"controlnet": net})
+        state = run(pipe, control_image=picture(seed=5), control_mode=mode, controlnet_conditioning_scale=0.0)
+        assert relative(state.latents, plain.latents) < 1e-5
+
+
+def test_several_controlnets_act_at_once(parts, controlnet):
+    other = copy.deepcopy(controlnet)
+    both = automatic(parts | {"controlnet": MultiControlNetModel([controlnet, other])})
+    images = [picture(seed=5), picture(seed=6)]
+    state = run(both, control_image=images, controlnet_conditioning_scale=[1.0, 0.5])
+    alone = automatic(parts | {"controlnet": controlnet})
+    assert_edited(state, run(alone, control_image=images[0]))
+    silenced = run(both, control_image=images, controlnet_conditioning_scale=[1.0, 0.0])
+    assert relative(silenced.latents, run(alone, control_image=images[0]).latents) < 1e-5
+
+
+def test_a_control_window_counts_the_steps(parts, controlnet):
+    pipe = automatic(parts | {"controlnet": controlnet}, guidance_scale=1.0)
+    acting = []
+    hook = controlnet.register_forward_hook(
+        lambda module, inputs, kwargs, output: acting.append(kwargs["conditioning_scale"]), with_kwargs=True
+    )
+    try:
+        run(
+            pipe, control_image=picture(), num_inference_steps=4, control_guidance_start=0.25, control_guidance_end=0.75
+        )
+    finally:
+        hook.remove()
+    assert acting == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_guess_mode_leaves_the_negative_side_alone(parts, controlnet):
+    pipe = automatic(parts | {"controlnet": controlnet})
+    calls = []
+    hook = controlnet.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        state = run(pipe, control_image=picture(seed=5), guess_mode=True)
+    finally:
+        hook.remove()
+    assert len(calls) == 3
+    assert_edited(state)
+
+
+def test_a_unions_list_stays_as_it_was_in_the_callers_hands(parts, union):
+    images, modes = [picture(seed=5), picture(seed=6)], [0, 3]
+    pipe = automatic(parts | {"controlnet": union})
+    kept = list(images)
+    state = run(pipe, control_image=images, control_mode=modes)
+    assert all(one is other for one, other in zip(images, kept, strict=True))
+    assert_edited(state, run(pipe, control_image=images, control_mode=[1, 2]))
+
+
+def test_a_control_image_of_another_size_is_resized(parts, controlnet):
+    pipe = automatic(parts | {"controlnet": controlnet})
+    large = picture(seed=5).resize((64, 64), 0)
+    state = run(pipe, control_image=large)
+    assert state.controlnet_cond.shape[-2:] == (32, 32)
+    assert_edited(state)
+
+
+# IP-Adapter
+
+
+def test_an_adapter_scale_of_zero_is_no_adapter(parts):
+    plain = run(automatic(parts))
+    pipe = with_adapters(parts)
+    image = picture(seed=6)
+    assert_edited(run(pipe, ip_adapter_image=image), plain)
+    pipe.set_ip_adapter_scale(0.0)
+    assert relative(run(pipe, ip_adapter_image=image).latents, plain.latents) < 1e-5
+
+
+def test_several_adapters_have_their_own_scales(parts):
+    pipe = with_adapters(parts, count=2)
+    images = [picture(seed=6), picture(seed=7)]
+    both = run(pipe, ip_adapter_image=images)
+    pipe.set_ip_adapter_scale([1.0, 0.0])
+    first = run(pipe, ip_adapter_image=images)
+    assert_edited(first, both)
+    swapped = run(pipe, ip_adapter_image=[images[0], images[0]])
+    assert relative(first.latents, swapped.latents) < 1e-5  # the second one is silent
+
+
+def test_an_adapter_mask_made_from_the_map_acts_where_change_is_allowed(parts):
+    pipe = with_adapters(parts)
+    allowed = picture().convert("L").point(lambda value: 0)
+    allowed.paste(255, (16, 0, 32, 32))
+    masks = IPAdapterMaskProcessor().preprocess(allowed, height=32, width=32)
+    image = picture(seed=6)
+    everywhere = run(pipe, ip_adapter_image=image, diffdiff_map=torch.zeros(32, 32))
+    masked = run(
+        pipe,
+        ip_adapter_image=image,
+        diffdiff_map=torch.zeros(32, 32),
+        cross_attention_kwargs={"ip_adapter_masks": [masks[None, 0]]},
+    )
+    assert relative(masked.latents, everywhere.latents) > 1e-3
+    nowhere = run(
+        pipe,
+        ip_adapter_image=image,
+        diffdiff_map=torch.zeros(32, 32),
+        cross_attention_kwargs={"ip_adapter_masks": [torch.zeros_like(masks)[None, 0]]},
+    )
+    pipe.set_ip_adapter_scale(0.0)
+    off = run(pipe, ip_adapter_image=image, diffdiff_map=torch.zeros(32, 32))
+    assert relative(nowhere.latents, off.latents) < 1e-5
+
+
+def test_adapter_embeddings_stay_paired_and_the_callers_own(parts):
+    pipe = with_adapters(parts)
+    encoded = run(pipe, ip_adapter_image=picture(seed=6))
+    embeds = {name: [getattr(encoded, name)[0]] for name in ("ip_adapter_embeds", "negative_ip_adapter_embeds")}
+    before = {name: value[0] for name, value in embeds.items()}
+    state = run(
+        pipe,
+        prompt=["a green pear", "a blue cup"],
+        num_images_per_prompt=2,
+        generator=[seeded(k) for k in range(4)],
+        **embeds,
+    )
+    assert all(embeds[name][0] is before[name] for name in embeds)
+    alone = run(pipe, prompt="a blue cup", generator=seeded(2), **embeds)
+    assert relative(state.latents[2:3], alone.latents) < 1e-5
+
+
+# Guiders
+
+LAYERS = "mid_block.attentions.0.transformer_blocks"
+GUIDERS = {
+    "CFG": ClassifierFreeGuidance,
+    "CFG-Zero*": ClassifierFreeZeroStarGuidance,
+    "PAG": lambda: PerturbedAttentionGuidance(
+        perturbed_guidance_config=LayerSkipConfig(
+            indices=[0], fqn=LAYERS, skip_attention=False, skip_attention_scores=True, skip_ff=False
+        ),
+        perturbed_guidance_start=0.0,
+        perturbed_guidance_stop=1.0,
+    ),
+    "SLG": lambda: SkipLayerGuidance(
+        skip_layer_config=LayerSkipConfig(indices=[0], fqn=LAYERS),
+        skip_layer_guidance_start=0.0,
+        skip_layer_guidance_stop=1.0,
+    ),
+    "SEG": lambda: SmoothedEnergyGuidance(
+        seg_guidance_config=SmoothedEnergyGuidanceConfig(indices=[0], fqn=LAYERS),
+        seg_guidance_start=0.0,
+        seg_guidance_stop=1.0,
+    ),
+    "APG": AdaptiveProjectedGuidance,
+    "APG mix": AdaptiveProjectedMixGuidance,
+    "AutoGuidance": lambda: AutoGuidance(auto_guidance_config=LayerSkipConfig(indices=[0], fqn=LAYERS), dropout=1.0),
+    "TCFG": TangentialClassifierFreeGuidance,
+    "FDG": lambda: FrequencyDecoupledGuidance(guidance_scales=[5.0, 2.5]),
+}
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_every_guider_that_fits_a_unet_runs(parts, guider):
+    off = run(automatic(parts, guidance_scale=1.0))
+    pipe = automatic(parts)
+    pipe.update_components(guider=GUIDERS[guider]())
+    assert_edited(run(pipe), off)
+
+
+def test_magnitude_aware_guidance_fails_upstream(parts):
+    """It takes a matrix norm over three dimensions; our docs say so until it does not."""
+    pipe = image_to_image(parts)
+    pipe.update_components(guider=MagnitudeAwareGuidance())
+    with pytest.raises(RuntimeError, match="dim must be a 2-tuple"):
+        pipe(prompt="a pear", image=picture(), strength=1.0, num_inference_steps=2, generator=seeded())
+
+
+# What else upstream takes
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"negative_prompt": "a red apple"},
+        {"original_size": (512, 512)},
+        {"target_size": (16, 16)},
+        {"crops_coords_top_left": (40, 80)},
+        {"negative_original_size": (512, 512)},
+        {"negative_target_size": (16, 16)},
+        {"clip_skip": 1},
+        {"prompt_2": "a blue cup"},
+        {"negative_prompt": "", "negative_prompt_2": "a blue cup"},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_conditioning_changes_what_is_released(parts, option):
+    pipe = automatic(parts)
+    assert_edited(run(pipe, **option), run(pipe))
+
+
+@pytest.mark.parametrize(("output_type", "kind"), [("latent", torch.Tensor), ("pt", torch.Tensor), ("np", np.ndarray)])
+def test_several_outputs_in_every_form(parts, output_type, kind):
+    images = run(automatic(parts), output_type=output_type, num_images_per_prompt=3).images
+    assert isinstance(images, kind)
+    assert len(images) == 3
+
+
+def test_tiling_and_slicing_of_the_autoencoder(parts):
+    parts = parts | {"vae": copy.deepcopy(parts["vae"])}
+    options = {
+        "image": picture(64, 64),
+        "diffdiff_map": torch.ones(64, 64),
+        "num_images_per_prompt": 2,
+        "output_type": "pt",
+    }
+    plain = run(automatic(parts), **options).images
+    parts["vae"].enable_slicing()
+    torch.testing.assert_close(run(automatic(parts), **options).images, plain, rtol=0, atol=1e-4)
+    parts["vae"].enable_tiling()
+    parts["vae"].tile_sample_min_size, parts["vae"].tile_latent_min_size = 32, 4
+    assert run(automatic(parts), **options).images.shape == plain.shape
+
+
+def test_a_compiled_unet_draws_the_same(parts):
+    plain = run(automatic(parts))
+    pipe = automatic(parts | {"unet": torch.compile(parts["unet"], backend="eager")})
+    assert relative(run(pipe).latents, plain.latents) < 1e-5
+
+
+def test_lora_weights_load_fuse_and_unload(parts, tmp_path):
+    pipe = automatic(parts)
+    plain = run(pipe)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "made")
+    layers = get_peft_model_state_dict(pipe.unet, adapter_name="made")
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    pipe.unet.delete_adapters("made")
+    assert relative(run(pipe).latents, plain.latents) < 1e-5
+
+    pipe.load_lora_weights(tmp_path, adapter_name="read")
+    loaded = run(pipe)
+    assert_edited(loaded, plain)
+    pipe.fuse_lora(components=["unet"])
+    assert relative(run(pipe).latents, loaded.latents) < 1e-4
+    pipe.unfuse_lora(components=["unet"])
+    pipe.unload_lora_weights()
+    assert relative(run(pipe).latents, plain.latents) < 1e-4
+
+
+def test_textual_inversion_adds_a_word(parts):
+    names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    parts = parts | {name: copy.deepcopy(parts[name]) for name in names}
+    pipe = automatic(parts)
+    before = run(pipe, prompt="a <blob> pear")
+    for number in ("", "_2"):
+        pipe.load_textual_inversion(
+            {"<blob>": 5 * torch.randn(16, generator=seeded(8))},
+            token="<blob>",
+            text_encoder=parts[f"text_encoder{number}"],
+            tokenizer=parts[f"tokenizer{number}"],
+        )
+    assert_edited(run(pipe, prompt="a <blob> pear"), before)
+
+
+# Inserting
+
+
+class MapFromBrightness(ModularPipelineBlocks):
+    """A user's own block: what is bright in the image is kept."""
+
+    @property
+    def description(self):
+        return "Step that makes a change map of the image's brightness."
+
+    @property
+    def inputs(self):
+        return [
+            InputParam("image", type_hint=Image.Image, required=True, description="The image to look at."),
+            InputParam("threshold", type_hint=int, default=128, description="How bright is bright."),
+        ]
+
+    @property
+    def intermediate_outputs(self):
+        return [OutputParam("diffdiff_map", type_hint=Image.Image, description="White where the image is bright.")]
+
+    def __call__(self, components, state):
+        block_state = self.get_block_state(state)
+        threshold = block_state.threshold
+        block_state.diffdiff_map = block_state.image.convert("L").point(lambda value: 255 * (value >= threshold))
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+def test_a_users_block_in_front_makes_the_map(parts):
+    blocks = SDXLDiffDiffAutoBlocks()
+    blocks.sub_blocks.insert("map_from_brightness", MapFromBrightness(), 0)
+    doc = blocks.doc
+    assert "threshold (`int`, *optional*, defaults to 128)" in doc
+    assert "diffdiff_map" not in {param.name for param in blocks.inputs}  # it is made, no longer asked for
+    image = Image.fromarray(
+        np.repeat(np.where(np.arange(32) < 16, 255, 0)[None, :, None], 32, 0).repeat(3, 2).astype(np.uint8)
+    )
+    state = build(blocks, parts)(
+        prompt="a pear", image=image, num_inference_steps=3, generator=seeded(), output_type="latent"
+    )
+    assert_edited(state)
+    expected = run(automatic(parts), prompt="a pear", image=image)
+    assert torch.equal(state.latents, expected.latents)
+
+
+class Expander(ModularPipelineBlocks):
+    """A user's own block: more words for a prompt."""
+
+    @property
+    def inputs(self):
+        return [InputParam("prompt", type_hint=str, required=True, description="The words.")]
+
+    @property
+    def intermediate_outputs(self):
+        return [OutputParam("prompt", type_hint=str, description="More words.")]
+
+    def __call__(self, components, state):
+        state.set("prompt", f"{state.get('prompt')}, high quality")
+        return components, state
+
+
+def test_a_users_block_goes_in_by_name_before_another(parts):
+    blocks = SDXLDiffDiffAutoBlocks()
+    blocks.sub_blocks.insert("expander", Expander(), list(blocks.sub_blocks).index("text_encoder"))
+    state = run(build(blocks, parts))
+    assert torch.equal(state.latents, run(automatic(parts), prompt="a green pear, high quality").latents)
+
+
+def test_the_pipelines_blocks_are_a_copy(parts):
+    blocks = SDXLDiffDiffAutoBlocks()
+    pipe = build(blocks, parts)
+    blocks.sub_blocks.pop("crop")
+    pipe.blocks.sub_blocks.pop("decode")
+    assert {"crop", "decode"} <= set(pipe.blocks.sub_blocks)
+    assert "crop" in SDXLDiffDiffAutoBlocks().sub_blocks
+
+
+def test_our_blocks_go_into_upstreams_image_to_image(parts):
+    blocks = SequentialPipelineBlocks.from_blocks_dict(IMAGE2IMAGE_BLOCKS)
+    blocks.sub_blocks["set_timesteps"] = TEXT2IMAGE_BLOCKS["set_timesteps"]()
+    blocks.sub_blocks["prepare_latents"] = SDXLDiffDiffPrepareLatentsStep()
+    blocks.sub_blocks["denoise"] = SDXLDiffDiffDenoiseLoop()
+    state = run(build(blocks, parts))
+    assert torch.equal(state.latents, run(automatic(parts)).latents)
+
+
+def test_our_loop_goes_into_upstreams_automatic_blocks(parts, controlnet):
+    blocks = StableDiffusionXLAutoBlocks()
+    core = blocks.sub_blocks["denoise"]
+    before = SequentialPipelineBlocks.from_blocks_dict(
+        {
+            "set_timesteps": TEXT2IMAGE_BLOCKS["set_timesteps"],
+            "prepare_latents": SDXLDiffDiffPrepareLatentsStep,
+            "prepare_add_cond": IMAGE2IMAGE_BLOCKS["prepare_add_cond"],
+        }
+    )
+    core.sub_blocks["before_denoise"] = before
+    core.sub_blocks["denoise"] = SDXLDiffDiffAutoDenoiseStep()
+    pipe = build(blocks, parts | {"controlnet": controlnet})
+    assert torch.equal(run(pipe).latents, run(automatic(parts)).latents)
+    steered = run(pipe, control_image=picture(seed=5))
+    ours = run(automatic(parts | {"controlnet": controlnet}), control_image=picture(seed=5))
+    assert torch.equal(steered.latents, ours.latents)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("net", "bad", "says"),
+    [
+        (None, {"control_image": picture()}, "`control_image` is given, but no ControlNet is loaded"),
+        (None, {"control_mode": 1}, "`control_mode` is 1, but there is no `control_image`"),
+        ("controlnet", {"control_image": picture(), "control_mode": 1}, "a ControlNetModel has no modes"),
+        ("controlnet", {"control_image": []}, r"`control_image` is \[\]"),
+        ("union", {"control_image": picture()}, "`control_mode` is None; it takes one of the union's types, 0 to 3"),
+        ("union", {"control_image": picture(), "control_mode": -1}, "`control_mode` is -1"),
+        ("union", {"control_image": picture(), "control_mode": 4}, "`control_mode` is 4"),
+        ("union", {"control_image": [picture()] * 2, "control_mode": [1]}, "`control_mode` holds 1 and .* 2"),
+        (
+            "union",
+            {"control_image": picture(), "control_mode": 1, "control_guidance_start": [0.0]},
+            r"`control_guidance_start` is \[0.0\]; it takes one number",
+        ),
+        ("both", {"control_image": picture()}, "`control_image` holds 1; it takes 2, one for each ControlNet"),
+        (
+            "both",
+            {"control_image": [picture()] * 2, "controlnet_conditioning_scale": [1.0]},
+            "`controlnet_conditioning_scale` holds 1; it takes one number, or 2",
+        ),
+    ],
+)
+def test_control_that_cannot_work_is_refused(parts, controlnet, union, net, bad, says):
+    nets = {"controlnet": controlnet, "union": union, "both": MultiControlNetModel([controlnet, controlnet])}
+    pipe = automatic(parts | ({"controlnet": nets[net]} if net else {}))
+    with pytest.raises(ValueError, match=says):
+        run(pipe, **bad)
+
+
+def test_an_image_prompt_without_an_adapter_is_refused(parts):
+    with pytest.raises(ValueError, match="no IP-Adapter is loaded"):
+        run(automatic(parts), ip_adapter_image=picture())
+
+
+def test_an_adapter_without_an_image_prompt_is_refused(parts):
+    pipe = with_adapters(parts)
+    with pytest.raises(ValueError, match="neither `ip_adapter_image` nor `ip_adapter_embeds` is given"):
+        run(pipe)
+    with pytest.raises(ValueError, match="`ip_adapter_image` holds 2; it takes 1"):
+        run(pipe, ip_adapter_image=[picture(), picture()])
+    pipe.unload_ip_adapter()
+    assert_edited(run(pipe))
+
+
+def test_a_missing_image_encoder_is_named_where_it_is_needed(parts):
+    parts["image_encoder"] = None
+    pipe = with_adapters({name: part for name, part in parts.items() if part is not None})
+    with pytest.raises(ValueError, match="not loaded: image_encoder"):
+        run(pipe, ip_adapter_image=picture())
