@@ -7,7 +7,8 @@ CODE := modular_diffdiff tests benchmarks docs
 .PHONY: demo test lint benchmark
 
 demo: $(VENV)/installed
-	$(BIN)/modular-diffdiff demo
+	mkdir -p demo
+	$(BIN)/modular-diffdiff demo --out demo --overwrite
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -1,45 +1,38 @@
 """Differential diffusion as Modular Diffusers blocks: every pixel of an edit has its own strength."""
 
-from .blocks.diffdiff_loop import DiffDiffRestoreStep
-from .blocks.diffdiff_pixels import DiffDiffCropStep
-from .blocks.diffdiff_sdxl import (
-    SDXLDiffDiffAutoDenoiseStep,
-    SDXLDiffDiffControlNetDenoiseLoop,
-    SDXLDiffDiffDenoiseLoop,
-    SDXLDiffDiffInputStep,
-    SDXLDiffDiffLoopBeforeDenoiser,
-    SDXLDiffDiffPrepareLatentsStep,
-    SDXLDiffDiffVaeEncoderStep,
-)
-from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffAutoCheckInputsStep, SDXLDiffDiffCheckInputsStep
-from .presets import (
-    DIFFDIFF_AUTO_BLOCKS,
-    DIFFDIFF_BLOCKS,
-    DIFFDIFF_CONTROLNET_BLOCKS,
-    IMAGE2IMAGE_BLOCKS,
-    TEXT2IMAGE_BLOCKS,
-    SDXLDiffDiffAutoBlocks,
-    SDXLDiffDiffBlocks,
-)
+from importlib import import_module
+from typing import Any
 
 
-__all__ = [
-    "DIFFDIFF_AUTO_BLOCKS",
-    "DIFFDIFF_BLOCKS",
-    "DIFFDIFF_CONTROLNET_BLOCKS",
-    "IMAGE2IMAGE_BLOCKS",
-    "TEXT2IMAGE_BLOCKS",
-    "DiffDiffCropStep",
-    "DiffDiffRestoreStep",
-    "SDXLDiffDiffAutoBlocks",
-    "SDXLDiffDiffAutoCheckInputsStep",
-    "SDXLDiffDiffAutoDenoiseStep",
-    "SDXLDiffDiffBlocks",
-    "SDXLDiffDiffCheckInputsStep",
-    "SDXLDiffDiffControlNetDenoiseLoop",
-    "SDXLDiffDiffDenoiseLoop",
-    "SDXLDiffDiffInputStep",
-    "SDXLDiffDiffLoopBeforeDenoiser",
-    "SDXLDiffDiffPrepareLatentsStep",
-    "SDXLDiffDiffVaeEncoderStep",
-]
+# Public names and where they live; imported when asked for, so that the command line answers before torch is loaded.
+_MODULES = {
+    "DIFFDIFF_AUTO_BLOCKS": "presets",
+    "DIFFDIFF_BLOCKS": "presets",
+    "DIFFDIFF_CONTROLNET_BLOCKS": "presets",
+    "IMAGE2IMAGE_BLOCKS": "presets",
+    "TEXT2IMAGE_BLOCKS": "presets",
+    "SDXLDiffDiffAutoBlocks": "presets",
+    "SDXLDiffDiffBlocks": "presets",
+    "DiffDiffRestoreStep": "blocks.diffdiff_loop",
+    "DiffDiffCropStep": "blocks.diffdiff_pixels",
+    "SDXLDiffDiffAutoDenoiseStep": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffControlNetDenoiseLoop": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffDenoiseLoop": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffInputStep": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffLoopBeforeDenoiser": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffPrepareLatentsStep": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffVaeEncoderStep": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffAutoCheckInputsStep": "blocks.diffdiff_sdxl_checks",
+    "SDXLDiffDiffCheckInputsStep": "blocks.diffdiff_sdxl_checks",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -334,9 +334,8 @@ def test_several_adapters_have_their_own_scales(parts):
 
 def test_an_adapter_mask_made_from_the_map_acts_where_change_is_allowed(parts):
     pipe = with_adapters(parts)
-    allowed = picture().convert("L").point(lambda value: 0)
-    allowed.paste(255, (16, 0, 32, 32))
-    masks = IPAdapterMaskProcessor().preprocess(allowed, height=32, width=32)
+    # a change map keeps what is white, an adapter's mask acts where it is white
+    masks = IPAdapterMaskProcessor().preprocess(1 - HALF[None, None], height=32, width=32)
     image = picture(seed=6)
     everywhere = run(pipe, ip_adapter_image=image, diffdiff_map=torch.zeros(32, 32))
     masked = run(
@@ -622,6 +621,12 @@ def test_our_loop_goes_into_upstreams_automatic_blocks(parts, controlnet):
         (None, {"control_image": picture()}, "`control_image` is given, but no ControlNet is loaded"),
         (None, {"control_mode": 1}, "`control_mode` is 1, but there is no `control_image`"),
         ("controlnet", {"control_image": picture(), "control_mode": 1}, "a ControlNetModel has no modes"),
+        ("controlnet", {"control_image": "edges.png"}, "`control_image` is 'edges.png'; it takes a PIL image"),
+        (
+            "controlnet",
+            {"control_image": [picture()] * 2},
+            "`control_image` holds 2; it takes 1, as there is one prompt",
+        ),
         ("controlnet", {"control_image": []}, r"`control_image` is \[\]"),
         ("union", {"control_image": picture()}, "`control_mode` is None; it takes one of the union's types, 0 to 3"),
         ("union", {"control_image": picture(), "control_mode": -1}, "`control_mode` is -1"),

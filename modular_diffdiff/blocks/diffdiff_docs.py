@@ -98,7 +98,7 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "negative_original_size": (tuple[int, int], None, "`original_size` of the negative side; the same by default."),
     "negative_target_size": (tuple[int, int], None, "`target_size` of the negative side; the same by default."),
     "crops_coords_top_left": (tuple[int, int], (0, 0), "SDXL's micro-conditioning: where the picture was cropped."),
-    "negative_crops_coords_top_left": (tuple[int, int], (0, 0), "`crops_coords_top_left` of the negative side."),
+    "negative_crops_coords_top_left": (tuple[int, int], (0, 0), "The same of the negative side: it cannot differ."),
     "aesthetic_score": (float, 6.0, "Score wanted, for a refiner whose config requires aesthetic scores."),
     "negative_aesthetic_score": (float, 2.0, "Score not wanted, for a refiner whose config requires them."),
     "eta": (float, 0.0, "η of the DDIM paper, 0 (deterministic) to 1; for schedulers that take it."),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.image_processor import is_valid_image_imagelist
 from diffusers.models import ControlNetUnionModel, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.modular_pipelines import ModularPipelineBlocks
@@ -90,6 +91,10 @@ def check_schedule(scheduler, block_state) -> None:
         refuse("denoising_end", end, "a float in (0, 1]")
 
 
+def encodes_text(executed: ModularPipelineBlocks) -> bool:
+    return any(isinstance(block, StableDiffusionXLTextEncoderStep) for block in executed.sub_blocks.values())
+
+
 def count_prompts(block_state, encodes_text: bool) -> int:
     """Number of prompts of the batch.
 
@@ -116,8 +121,8 @@ def count_prompts(block_state, encodes_text: bool) -> int:
         )
     if negative is None and block_state.negative_prompt_2 is not None:
         raise ValueError(
-            f"`negative_prompt_2` is {block_state.negative_prompt_2!r} without a `negative_prompt`, and would not count; "
-            "give both, `negative_prompt=''` for none."
+            f"`negative_prompt_2` is {block_state.negative_prompt_2!r} without a `negative_prompt`, and would not "
+            "count; give both, `negative_prompt=''` for none."
         )
     return len(prompts)
 
@@ -144,6 +149,8 @@ def _geometry_of_one(image: Any) -> tuple[int, int, int]:
     if isinstance(image, PIL.Image.Image):
         if image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
             refuse("image", image, "opaque images: flatten it, or drop its alpha with `image.convert('RGB')`")
+        if image.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
+            refuse("image", image, f"8-bit images, not mode {image.mode!r}; scale it to one first")
         return 1, image.height, image.width
     if isinstance(image, np.ndarray):
         height, width, channels = (0, 0, 0) if image.ndim not in (3, 4) else image.shape[-3:]
@@ -215,7 +222,14 @@ def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) 
         refuse("output_type", block_state.output_type, f"one of {', '.join(OUTPUT_TYPES)}")
 
 
-def check_control(controlnet, block_state) -> None:
+def check_conditioning(block_state) -> None:
+    """Refuses a crop of the negative side that upstream's step would pass over: it takes the positive side's."""
+    crop, negative = block_state.crops_coords_top_left, block_state.negative_crops_coords_top_left
+    if tuple(negative) not in ((0, 0), tuple(crop)):
+        refuse("negative_crops_coords_top_left", negative, f"what `crops_coords_top_left` is, {crop}, or nothing")
+
+
+def check_control(controlnet, block_state, prompts: int) -> None:
     """Refuses control inputs that the loaded ControlNet does not take."""
     image, mode = block_state.control_image, block_state.control_mode
     if image is None and mode is None:
@@ -229,8 +243,8 @@ def check_control(controlnet, block_state) -> None:
         )
     controlnet = unwrap_module(controlnet)
     images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not images:
-        refuse("control_image", image, "an image, or a list of them that is not empty")
+    if not images or not all(is_valid_image_imagelist(one) for one in images):
+        refuse("control_image", image, "a PIL image, array or tensor, or a list of these that is not empty")
     if isinstance(controlnet, ControlNetUnionModel):
         _check_union(controlnet, block_state, len(images), mode)
     elif mode is not None:
@@ -239,6 +253,8 @@ def check_control(controlnet, block_state) -> None:
         )
     elif isinstance(controlnet, MultiControlNetModel):
         _check_one_each(controlnet, block_state, len(images))
+    else:
+        check_count("control_image", len(images), prompts)
 
 
 def _check_union(controlnet: ControlNetUnionModel, block_state, images: int, mode: Any) -> None:
@@ -319,6 +335,8 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
             "timesteps",
             "sigmas",
             "denoising_end",
+            "crops_coords_top_left",
+            "negative_crops_coords_top_left",
             "output_type",
             *NOT_TAKEN,
         )
@@ -336,12 +354,12 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
     def check(self, components, block_state, executed: ModularPipelineBlocks) -> None:
         """Refuses what the blocks that will run cannot work with; replaces `diffdiff_map` by the maps as read."""
         blocks = executed.sub_blocks.values()
-        encodes_text = any(isinstance(block, StableDiffusionXLTextEncoderStep) for block in blocks)
         encodes_image = any(isinstance(block, StableDiffusionXLVaeEncoderStep) for block in blocks)
         check_not_taken(block_state)
         check_components(components, executed.component_names)
         check_schedule(components.scheduler, block_state)
-        prompts = count_prompts(block_state, encodes_text)
+        check_conditioning(block_state)
+        prompts = count_prompts(block_state, encodes_text(executed))
         grid = check_original(components, block_state, encodes_image, prompts)
         block_state.diffdiff_map = diffdiff_map.load_maps(block_state.diffdiff_map)
         check_count("diffdiff_map", len(block_state.diffdiff_map), prompts)
@@ -365,7 +383,7 @@ class SDXLDiffDiffAutoCheckInputsStep(SDXLDiffDiffCheckInputsStep):
         return [*super().inputs, *(diffdiff_docs.input_param(name) for name in names)]
 
     def check(self, components, block_state, executed: ModularPipelineBlocks) -> None:
-        check_control(components.controlnet, block_state)
+        check_control(components.controlnet, block_state, count_prompts(block_state, encodes_text(executed)))
         super().check(components, block_state, executed)
         check_ip_adapter(components.unet, block_state)
         if isinstance(block_state.control_image, list):

@@ -293,8 +293,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--vae-steps", type=int, default=1_800)
     parser.add_argument("--judge-steps", type=int, default=1_500)
-    parser.add_argument("--unet-steps", type=int, default=4_000)
-    parser.add_argument("--decoder-steps", type=int, default=1_500)
+    parser.add_argument("--unet-steps", type=int, default=3_000)
+    parser.add_argument("--decoder-steps", type=int, default=800)
     return parser.parse_args(arguments)
 
 

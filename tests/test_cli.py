@@ -1,0 +1,409 @@
+"""The command line: what it makes, what it refuses, and what it leaves behind."""
+
+import hashlib
+import http.server
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image, ImageFont
+from typer.testing import CliRunner
+
+import modular_diffdiff
+from modular_diffdiff import demo, editing
+from modular_diffdiff.cli import app
+from modular_diffdiff.still_life.scene import SIZE, render
+
+from .helpers import picture
+
+
+WIDTH, HEIGHT = 45, 37
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny, tmp_path_factory) -> Path:
+    """A tiny SDXL checkpoint in a folder, as diffusers saves them."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    StableDiffusionXLPipeline(**tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a photo and a map that has whites, greys and blacks."""
+    monkeypatch.chdir(tmp_path)
+    picture(HEIGHT, WIDTH).save("photo.png")
+    ramp = np.linspace(255, 0, WIDTH).round().astype(np.uint8)
+    Image.fromarray(np.repeat(ramp[None], HEIGHT, 0)).save("map.png")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder):
+    """Runs a command in the folder and checks its exit code."""
+
+    def run(*arguments, code: int = 0):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == code, (result.output, result.exception)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def edit(run, checkpoint):
+    """Edits photo.png under map.png in two steps with the tiny checkpoint."""
+
+    def edit(*options, image="photo.png", change_map="map.png", prompt="a green pear", code: int = 0):
+        return run("edit", image, change_map, prompt, "--model", checkpoint, "--steps", 2, *options, code=code)
+
+    return edit
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def settings(path) -> dict:
+    with Image.open(path) as image:
+        return json.loads(image.text["modular-diffdiff"])
+
+
+def sha256(path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def the_line_of(result) -> str:
+    """The one line that a refused command has to say."""
+    (line,) = result.stderr.splitlines()
+    assert not result.stdout
+    return line
+
+
+# What it makes
+
+
+def test_the_same_command_writes_the_same_file(edit):
+    edit("--seed", 5, "--out", "a.png")
+    edit("--seed", 5, "--out", "b.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_a_file_tells_how_to_make_it_again(edit, run):
+    edit("--seed", 5, "--negative", "a red apple", "--guidance-scale", 3, "--invert-map", "--out", "a.png")
+    told = settings("a.png")
+    run(
+        *("edit", told["image"]["name"], told["map"]["name"], told["prompt"], "--negative", told["negative_prompt"]),
+        *("--model", told["model"], "--steps", told["steps"], "--guidance-scale", told["guidance_scale"]),
+        *("--seed", told["seed"], "--device", told["device"], "--dtype", told["dtype"], "--out", "b.png"),
+        *(["--invert-map"] if told["invert_map"] else []),
+    )
+    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
+    assert settings("b.png") == told
+
+
+def test_a_file_tells_what_it_was_made_from(edit):
+    edit("--out", "a.png", prompt="eine grüne Birne, 梨")
+    told = settings("a.png")
+    assert told["prompt"] == "eine grüne Birne, 梨"
+    assert told["image"] == {"name": "photo.png", "sha256": sha256("photo.png")}
+    assert told["map"] == {"name": "map.png", "sha256": sha256("map.png")}
+    assert told["scheduler"] == "EulerDiscreteScheduler"
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["versions"]["transformers"] == transformers.__version__
+
+
+def test_a_seed_that_was_drawn_is_told(edit):
+    edit("--out", "a.png")
+    edit("--out", "b.png")
+    assert settings("a.png")["seed"] != settings("b.png")["seed"]
+    edit("--out", "c.png", "--seed", settings("a.png")["seed"])
+    np.testing.assert_array_equal(pixels("c.png"), pixels("a.png"))
+
+
+def test_each_of_several_outputs_is_what_its_seed_gives_alone(edit):
+    written = edit("--count", 2, "--seed", 5, "--out", "many.png").stdout
+    assert written.splitlines() == ["many-5.png (seed 5)", "many-6.png (seed 6)"]
+    edit("--seed", 6, "--out", "alone.png")
+    np.testing.assert_array_equal(pixels("many-6.png"), pixels("alone.png"))
+    assert settings("many-6.png") == settings("alone.png")
+    assert (pixels("many-5.png") != pixels("alone.png")).any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--negative", "a red apple"), ("--guidance-scale", 1), ("--steps", 3), ("--seed", 6), ("--invert-map",)],
+    ids=lambda options: options[0],
+)
+def test_every_setting_counts(edit, options):
+    edit("--seed", 5, "--out", "a.png")
+    edit("--seed", 5, "--out", "b.png", *options)
+    assert (pixels("a.png") != pixels("b.png")).any()
+
+
+@pytest.mark.parametrize(("grey", "prompt_counts"), [(255, False), (0, True)])
+def test_white_keeps_the_image_from_the_prompt_and_black_does_not(edit, grey, prompt_counts):
+    Image.new("L", (WIDTH, HEIGHT), grey).save("grey.png")
+    for prompt in ("pear", "lemon"):
+        edit("--seed", 5, "--out", f"{prompt}.png", change_map="grey.png", prompt=prompt)
+    assert (pixels("pear.png") != pixels("lemon.png")).any() == prompt_counts
+
+
+def test_an_inverted_map_read_inverted_is_the_map(edit):
+    Image.fromarray(255 - pixels("map.png")).save("inverted.png")
+    edit("--seed", 5, "--out", "plain.png")
+    edit("--seed", 5, "--out", "inverted-twice.png", "--invert-map", change_map="inverted.png")
+    np.testing.assert_allclose(pixels("plain.png"), pixels("inverted-twice.png").astype(float), atol=1)
+
+
+def test_the_result_has_the_size_of_the_image_as_it_is_seen(edit):
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # turned by a quarter
+    picture(WIDTH, HEIGHT).save("turned.jpg", exif=orientation)
+    edit("--out", "a.png", image="turned.jpg")
+    assert Image.open("a.png").size == (WIDTH, HEIGHT)
+
+
+class SilentServer(http.server.SimpleHTTPRequestHandler):
+    """Serves the current folder."""
+
+    def log_message(self, *_):
+        pass
+
+
+def test_urls_are_files(edit):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SilentServer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        site = f"http://127.0.0.1:{server.server_port}"
+        edit("--seed", 5, image=f"{site}/photo.png?token=secret", change_map=f"{site}/map.png")
+        missing = edit("--out", "b.png", image=f"{site}/missing.png", code=2)
+        server.shutdown()
+    edit("--seed", 5, "--out", "a.png")
+    assert Path("photo-edit.png").read_bytes() == Path("a.png").read_bytes()
+    assert "missing.png" in the_line_of(missing)
+    assert "404" in missing.stderr
+
+
+def test_a_map_of_another_shape_is_announced(edit):
+    Image.new("L", (WIDTH, 2 * HEIGHT)).save("tall.png")
+    shown = edit("--out", "a.png", change_map="tall.png").stderr
+    assert f"Warning: `diffdiff_map` is {WIDTH} x {2 * HEIGHT} pixels" in shown
+
+
+# What it refuses
+
+BROKEN = {
+    "a missing image": ({"image": "nowhere.png"}, (), "nowhere.png"),
+    "a missing map": ({"change_map": "nowhere.png"}, (), "nowhere.png"),
+    "a map that is a folder": ({"change_map": "empty"}, (), "empty"),
+    "an image that is text": ({"image": "text.png"}, (), "text.png"),
+    "a map that breaks off": ({"change_map": "short.png"}, (), "short.png"),
+    "a transparent image": ({"image": "glass.png"}, (), "`image`"),
+    "a transparent map": ({"change_map": "glass.png"}, (), "`diffdiff_map`"),
+    "an image below one latent cell": ({"image": "dot.png"}, (), "`image`"),
+    "a URL of nobody": ({"image": "http://127.0.0.1:9/photo.png"}, (), "http://127.0.0.1:9/photo.png"),
+    "a URL that is none": ({"image": "http://no host/photo.png"}, (), "no host"),
+    "an output that is no PNG": ({}, ("--out", "a.jpg"), "a.jpg"),
+    "an output in no folder": ({}, ("--out", "nowhere/a.png"), "nowhere"),
+    "a model folder without an index": ({}, ("--model", "empty"), "empty"),
+    "a model folder that is not there": ({}, ("--model", "./nowhere"), "./nowhere"),
+    "a model that is a file": ({}, ("--model", "empty/file.safetensors"), "file.safetensors' is no folder"),
+    "a model without a component": ({}, ("--model", "part"), "unet"),
+    "a device that is not there": ({}, ("--device", "abacus"), "abacus"),
+    "a guidance scale that is no number": ({}, ("--guidance-scale", "nan"), "--guidance-scale"),
+}
+
+
+@pytest.mark.parametrize("mistake", BROKEN)
+def test_a_mistake_is_told_in_a_line_and_leaves_nothing(edit, checkpoint, mistake):
+    Path("empty").mkdir()
+    Path("empty/file.safetensors").touch()
+    Path("text.png").write_text("no picture")
+    Path("short.png").write_bytes(Path("map.png").read_bytes()[:60])
+    Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 100)).save("glass.png")
+    Image.new("RGB", (4, 4)).save("dot.png")
+    shutil.copytree(checkpoint, "part", ignore=shutil.ignore_patterns("unet"))
+    before = sorted(Path().rglob("*"))
+    inputs, options, named = BROKEN[mistake]
+    assert named in the_line_of(edit(*options, **inputs, code=2))
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "inputs", [{"image": "nowhere.png"}, {"change_map": "glass.png"}, {}], ids=["image", "map", "existing output"]
+)
+def test_what_can_be_seen_before_is_refused_before_a_model_is_loaded(edit, monkeypatch, inputs):
+    Image.new("LA", (WIDTH, HEIGHT)).save("glass.png")
+    Path("photo-edit.png").touch()
+    monkeypatch.setattr(editing, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    edit(*(["--out", "a.png"] if inputs else []), **inputs, code=2)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+def test_offloading_needs_an_accelerator(edit):
+    assert "--offload needs an accelerator" in the_line_of(edit("--offload", code=2))
+
+
+@pytest.mark.parametrize("options", [("--steps", 0), ("--count", 0), ("--seed", -1), ("--dtype", "int8")])
+def test_values_out_of_range_are_a_mistake(edit, options):
+    assert options[0] in edit(*options, code=2).stderr
+
+
+def test_a_file_is_replaced_only_when_told(edit):
+    Path("a.png").write_bytes(b"mine")
+    assert "a.png" in the_line_of(edit("--out", "a.png", code=2))
+    assert Path("a.png").read_bytes() == b"mine"
+    edit("--out", "a.png", "--overwrite")
+    assert pixels("a.png").shape == (HEIGHT, WIDTH, 3)
+
+
+def test_no_output_is_made_where_one_of_them_exists(edit):
+    Path("a-6.png").write_bytes(b"mine")
+    edit("--out", "a.png", "--count", 2, "--seed", 5, code=2)
+    assert not Path("a-5.png").exists()
+    assert Path("a-6.png").read_bytes() == b"mine"
+
+
+def test_a_file_that_appears_during_the_run_is_kept(edit, monkeypatch):
+    def run_slowly(*_):
+        Path("a.png").write_bytes(b"mine")
+        return picture()
+
+    monkeypatch.setattr(editing, "run_edit", run_slowly)
+    edit("--out", "a.png", code=2)
+    assert Path("a.png").read_bytes() == b"mine"
+
+
+def test_a_failed_write_leaves_what_was_there(edit, folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    Path("a.png").write_bytes(b"mine")
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(os, "replace", refuse)
+    result = edit("--out", "a.png", "--overwrite", code=1)
+    assert "No space left" in result.stderr.splitlines()[-1]
+    assert sorted(folder.iterdir()) == before
+    assert Path("a.png").read_bytes() == b"mine"
+
+
+# The process
+
+
+@pytest.fixture
+def process(folder):
+    """Runs a new Python in the folder."""
+
+    def process(*arguments, **environment):
+        package = Path(modular_diffdiff.__file__).parents[1]
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=os.environ | {"PYTHONPATH": str(package)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return process
+
+
+def test_what_a_block_refuses_ends_the_process_with_2_and_a_line(process, checkpoint):
+    Image.new("RGB", (4, 4)).save("dot.png")
+    ended = process("-m", "modular_diffdiff.cli", "edit", "dot.png", "map.png", "a pear", "--model", checkpoint)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Error: `image` is 4 x 4 pixels")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_model_in_the_cache_of_the_hub(process, folder, checkpoint):
+    """Also: but for the Hub's own words, the process tells the file's name and the progress, and nothing else."""
+    repository, commit = folder / "hub/models--someone--tiny", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    ended = process(
+        *("-m", "modular_diffdiff.cli", "edit", "photo.png", "map.png", "a pear"),
+        *("--model", "someone/tiny", "--steps", "2", "--seed", "5"),
+        HF_HUB_CACHE=str(folder / "hub"),
+        HF_HUB_OFFLINE="1",
+    )
+    assert (ended.returncode, ended.stdout) == (0, "photo-edit.png (seed 5)\n"), ended.stderr
+    assert "2/2" in ended.stderr
+    said = [line for line in ended.stderr.splitlines() if line and "it/s]" not in line]
+    assert all(line.startswith("Could not reach the Hub") for line in said), said
+    assert (settings("photo-edit.png")["model"], settings("photo-edit.png")["commit"]) == ("someone/tiny", commit)
+
+
+def test_help_does_not_wait_for_torch(process):
+    ended = process("-c", "import modular_diffdiff.cli, sys; sys.exit('torch' in sys.modules)")
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("edit",)])
+def test_help_has_an_example(run, command):
+    shown = run(*command, "--help").stdout
+    assert "Example" in shown
+    assert f"  modular-diffdiff {' '.join(command)}" in shown
+
+
+def test_the_libraries_speak_again_after_a_run(edit):
+    before = diffusers_logging.get_verbosity(), transformers.logging.get_verbosity()
+    edit("--out", "a.png")
+    edit("--out", "a.png", "--device", "abacus", "--overwrite", code=2)
+    assert (diffusers_logging.get_verbosity(), transformers.logging.get_verbosity()) == before
+    assert before[0] < logging.CRITICAL
+    assert diffusers_logging.is_progress_bar_enabled()
+    assert transformers.logging.is_progress_bar_enabled()
+
+
+# The demo
+
+
+def test_the_demo_writes_a_sheet_and_says_where(run, folder):
+    sheet = folder / "modular-diffdiff-demo.png"
+    assert run("demo", "--out", folder).stdout == f"{sheet}\n"
+    assert "exists" in the_line_of(run("demo", "--out", folder, code=2))
+    run("demo", "--out", folder / "nowhere", code=2)
+
+    row = demo.plan_rows()[0]
+    corners = [demo.tile_corner(0, column) for column in range(2 + len(row.results))]
+    original, _, *results = (
+        np.asarray(Image.open(sheet).crop((left, top, left + demo.TILE, top + demo.TILE)), float)
+        for left, top in corners
+    )
+    drawn = Image.fromarray(render(row.scene)).resize((demo.TILE, demo.TILE), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(original, np.asarray(drawn))
+    for result in results:
+        kept, changed = np.split(np.abs(result - original), 2, axis=1)
+        assert kept.mean() < changed.mean() / 2
+
+
+def test_the_labels_of_the_sheet_fit():
+    title_font, caption_font = (ImageFont.load_default(size) for size in (demo.TITLE_SIZE, demo.CAPTION_SIZE))
+    for row in demo.plan_rows():
+        assert title_font.getlength(row.title) < 5 * demo.TILE
+        captions = [f"original: {row.scene.colour} {row.scene.kind}", *(result.caption for result in row.results)]
+        assert max(map(caption_font.getlength, captions)) <= demo.TILE + demo.GAP
+
+
+def test_the_sheet_shows_one_map_whole_and_several_in_strips():
+    def shown(*maps):
+        return np.asarray(demo.shown_map([demo.Result("red apple", values, "") for values in maps])) / 255
+
+    np.testing.assert_allclose(shown(demo.gradient_map(), demo.gradient_map()), demo.gradient_map(), atol=1 / 255)
+    low, high = np.zeros((SIZE, SIZE)), np.ones((SIZE, SIZE))
+    np.testing.assert_array_equal(shown(low, high), 1 - demo.half_map())
+    assert shown(demo.half_map().T, demo.half_map().T)[0].min() == 1  # rows stay rows
