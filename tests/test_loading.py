@@ -15,12 +15,12 @@ CLONE = PACKAGE.parent
 CHECKPOINT = PACKAGE / "still_life" / "checkpoint"
 
 
-def fresh_process(code: str, cache: Path) -> subprocess.CompletedProcess:
+def fresh_process(code: str, cache: Path, folder: Path | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        cwd=cache,  # the package is not importable by accident
+        cwd=folder or cache,  # in the cache, the package is not importable by accident
         env={"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )
 
@@ -28,7 +28,8 @@ def fresh_process(code: str, cache: Path) -> subprocess.CompletedProcess:
 RUN = """
     import hashlib, torch
     from PIL import Image
-    pipe.load_components(pretrained_model_name_or_path={checkpoint!r}, variant=None, subfolder={{"vae": "vae"}})
+    where = dict(pretrained_model_name_or_path={checkpoint!r}, variant=None, subfolder={{"vae": "vae"}})
+    pipe.load_components(workflow="diffdiff", **where)
     image = Image.linear_gradient("L").convert("RGB").resize((100, 90))
     map_image = Image.radial_gradient("L").resize((100, 90))
     generator = torch.Generator().manual_seed(0)
@@ -45,13 +46,14 @@ FROM_REPO = """
 FROM_PACKAGE = """
     import sys
     sys.path.insert(0, {clone!r})
-    from modular_diffdiff import SDXLDiffDiffBlocks
-    pipe = SDXLDiffDiffBlocks().init_pipeline({repo!r})
+    from modular_diffdiff import SDXLDiffDiffAutoBlocks
+    pipe = SDXLDiffDiffAutoBlocks().init_pipeline({repo!r})
 """
 
 
-def run(code: str, cache: Path, repo: Path) -> list[str]:
-    result = fresh_process((code + RUN).format(repo=str(repo), clone=str(CLONE), checkpoint=str(CHECKPOINT)), cache)
+def run(code: str, cache: Path, repo: Path | str, folder: Path | None = None) -> list[str]:
+    code = (code + RUN).format(repo=str(repo), clone=str(CLONE), checkpoint=str(CHECKPOINT))
+    result = fresh_process(code, cache, folder)
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
 
@@ -61,7 +63,7 @@ def test_package_folder_and_clone_load_as_repos_and_draw_what_the_import_draws(t
     for cache in caches:
         cache.mkdir()
     package = run(FROM_REPO, caches[0], PACKAGE)
-    clone = run(FROM_REPO, caches[1], CLONE)
+    clone = run(FROM_REPO, caches[1], ".", folder=CLONE)
     imported = run(FROM_PACKAGE, caches[2], PACKAGE)
     # a failed load builds upstream's pipeline without a word, so the class is asserted
     assert [module.split(".")[0] for module, _, _ in (package, clone, imported)] == [
@@ -69,7 +71,7 @@ def test_package_folder_and_clone_load_as_repos_and_draw_what_the_import_draws(t
         "diffusers_modules",
         "modular_diffdiff",
     ]
-    assert {name for _, name, _ in (package, clone, imported)} == {"SDXLDiffDiffBlocks"}
+    assert {name for _, name, _ in (package, clone, imported)} == {"SDXLDiffDiffAutoBlocks"}
     assert package[2] == clone[2] == imported[2]
 
 
