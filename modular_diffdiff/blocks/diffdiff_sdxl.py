@@ -17,9 +17,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
     StableDiffusionXLLoopBeforeDenoiser,
     StableDiffusionXLLoopDenoiser,
 )
-from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
-    StableDiffusionXLVaeEncoderStep,
-)
+from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLVaeEncoderStep
 from diffusers.utils.torch_utils import randn_tensor
 
 from . import diffdiff_docs, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
@@ -52,7 +50,7 @@ class SDXLDiffDiffVaeEncoderStep(StableDiffusionXLVaeEncoderStep):
         )
         block_state.image_size = tuple(pixels.shape[-2:])
         pixels = diffdiff_pixels.pad_to_multiple(pixels, components.vae_scale_factor)
-        if isinstance(block_state.generator, (list, tuple)):
+        if isinstance(block_state.generator, list):
             pixels = diffdiff_trajectory.for_each_output(pixels, len(block_state.generator))
         block_state.image_latents = self._encode_vae_image(
             components, pixels.to(components._execution_device, dtype), block_state.generator

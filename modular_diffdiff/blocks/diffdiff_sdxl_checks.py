@@ -134,7 +134,7 @@ def image_geometry(image: Any) -> tuple[int, int, int]:
         ValueError: If `image` is no image, an empty list, has no three colours, is transparent, holds values outside
             its range, or its images differ in size.
     """
-    images = image if isinstance(image, (list, tuple)) else [image]
+    images = image if isinstance(image, list) else [image]
     if not images:
         refuse("image", image, "an image or a list of them that is not empty")
     geometries = [_geometry_of_one(item) for item in images]
@@ -207,7 +207,10 @@ def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) 
     check_whole_number("num_images_per_prompt", per_prompt, 1)
     outputs = prompts * per_prompt
     generator = block_state.generator
-    if isinstance(generator, (list, tuple)) and len(generator) != outputs:
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+        refuse("generator", generator, "a `torch.Generator`, or a list of them")
+    if isinstance(generator, list) and len(generator) != outputs:
         raise ValueError(
             f"`generator` is a list of {len(generator)}; it takes one generator, or {outputs}: one for each output "
             f"({prompts} prompts x {per_prompt} images)."
@@ -242,7 +245,7 @@ def check_control(controlnet, block_state, prompts: int) -> None:
             "`pipe.update_components(controlnet=...)`."
         )
     controlnet = unwrap_module(controlnet)
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    images = image if isinstance(image, list) else [image]
     if not images or not all(is_valid_image_imagelist(one) for one in images):
         refuse("control_image", image, "a PIL image, array or tensor, or a list of these that is not empty")
     if isinstance(controlnet, ControlNetUnionModel):
@@ -259,7 +262,7 @@ def check_control(controlnet, block_state, prompts: int) -> None:
 
 def _check_union(controlnet: ControlNetUnionModel, block_state, images: int, mode: Any) -> None:
     types = controlnet.config.num_control_type
-    modes = mode if isinstance(mode, (list, tuple)) else [mode]
+    modes = mode if isinstance(mode, list) else [mode]
     if not all(isinstance(one, Integral) and 0 <= one < types for one in modes):
         refuse("control_mode", mode, f"one of the union's types, 0 to {types - 1}, for each control image")
     if len(modes) != images:

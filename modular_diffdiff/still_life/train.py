@@ -138,7 +138,11 @@ def polish_decoder(vae, scenes: np.ndarray, latents: torch.Tensor, work: Path, s
     def loss(generator: torch.Generator) -> torch.Tensor:
         indices = torch.randint(len(scenes), (batch,), generator=generator)
         pixels = _pixels(scenes, indices).to(device)
-        error = vae.decode(latents[indices].to(device) / vae.config.scaling_factor).sample.float() - pixels
+        # a little noise, as latents that a UNet draws are not quite those of a picture
+        noise = torch.randn(latents[indices].shape, generator=generator)
+        noise *= 0.1 * torch.rand(batch, 1, 1, 1, generator=generator)
+        drawn = (latents[indices] + noise).to(device)
+        error = vae.decode(drawn / vae.config.scaling_factor).sample.float() - pixels
         outlines = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         return error.abs().mean() + error.square().mean() + 0.5 * outlines
 
