@@ -261,7 +261,7 @@ def load_pipeline(model: Model, guidance_scale: float):
     pipe.load_components(dtype=getattr(torch, model.dtype))
     for name in pipe.null_component_names:
         try:
-            pipe.get_component_spec(name).load()  # fails again, and now says why
+            pipe.update_components(**{name: pipe.get_component_spec(name).load()})  # now it says why it fails
         except Exception as error:
             raise UserError(f"--model {model.model!r} gives no `{name}`: {error}") from error
     pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=guidance_scale))

@@ -30,11 +30,15 @@ from diffusers.modular_pipelines import (
     StableDiffusionXLAutoBlocks,
 )
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLTextEncoderStep
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from modular_diffdiff import (
+    DIFFDIFF_AUTO_BLOCKS,
+    DIFFDIFF_BLOCKS,
+    DIFFDIFF_CONTROLNET_BLOCKS,
     IMAGE2IMAGE_BLOCKS,
     TEXT2IMAGE_BLOCKS,
     SDXLDiffDiffAutoBlocks,
@@ -192,26 +196,21 @@ def assert_edited(state, reference=None):
 def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
     blocks = SDXLDiffDiffAutoBlocks()
     given = WORKFLOWS[workflow]
-    adapter = ["ip_adapter.ip_adapter"] if "ip_adapter_image" in given else []
-    control = {(): [], ("control_image",): ["controlnet_input.controlnet"]}.get(
-        tuple(name for name in given if "control" in name), ["controlnet_input.controlnet_union"]
-    )
-    denoise = ["denoise.controlnet_denoise" if control else "denoise.denoise"]
+    adapter, control = "ip_adapter_image" in given, "control_image" in given
     executed = blocks.get_execution_blocks(**dict.fromkeys((*given, "prompt", "image", "diffdiff_map"), True))
-    names = [name.split(".")[0] for name in executed.sub_blocks]
-    assert names == [
+    assert [name.split(".")[0] for name in executed.sub_blocks] == [
         "check_inputs",
-        *(name.split(".")[0] for name in adapter),
+        *(["ip_adapter"] if adapter else []),
         *BASE,
-        *(name.split(".")[0] for name in control),
-        *(name.split(".")[0] for name in denoise),
+        *(["controlnet_input"] if control else []),
+        "denoise",
         "decode",
         "crop",
     ]
     classes = {type(block).__name__ for block in executed.sub_blocks.values()}
-    assert ("SDXLDiffDiffControlNetDenoiseLoop" in classes) == bool(control)
+    assert ("SDXLDiffDiffControlNetDenoiseLoop" in classes) == control
     assert ("StableDiffusionXLControlNetUnionInputStep" in classes) == ("control_mode" in given)
-    assert ("StableDiffusionXLIPAdapterStep" in classes) == bool(adapter)
+    assert ("StableDiffusionXLIPAdapterStep" in classes) == adapter
     assert list(blocks.get_workflow(workflow).sub_blocks) == list(executed.sub_blocks)
 
 
@@ -241,6 +240,16 @@ def test_every_workflow_runs_and_shows_what_it_was_given(parts, controlnet, unio
     assert_edited(state, plain if options else None)
     if not options:
         assert torch.equal(state.latents, run(diffdiff(parts)).latents)
+    pruned = build(SDXLDiffDiffAutoBlocks().get_workflow(workflow), parts)
+    assert torch.equal(run(pruned, **options).latents, state.latents)
+
+
+@pytest.mark.parametrize("preset", [DIFFDIFF_BLOCKS, DIFFDIFF_CONTROLNET_BLOCKS, DIFFDIFF_AUTO_BLOCKS])
+def test_a_preset_is_a_pipeline_of_its_own(parts, controlnet, preset):
+    parts["controlnet"] = controlnet
+    options = {"control_image": picture(seed=5)} if "controlnet_input" in preset else {}
+    state = run(build(SequentialPipelineBlocks.from_blocks_dict(preset), parts), **options)
+    assert torch.equal(state.latents, run(automatic(parts), **options).latents)
 
 
 # ControlNet
@@ -258,7 +267,7 @@ def test_several_controlnets_act_at_once(parts, controlnet):
     other = copy.deepcopy(controlnet)
     both = automatic(parts | {"controlnet": MultiControlNetModel([controlnet, other])})
     images = [picture(seed=5), picture(seed=6)]
-    state = run(both, control_image=images, controlnet_conditioning_scale=[1.0, 0.5])
+    state = run(both, control_image=images, controlnet_conditioning_scale=(1, 0.5))  # as good as a list of floats
     alone = automatic(parts | {"controlnet": controlnet})
     assert_edited(state, run(alone, control_image=images[0]))
     silenced = run(both, control_image=images, controlnet_conditioning_scale=[1.0, 0.0])
@@ -334,26 +343,21 @@ def test_several_adapters_have_their_own_scales(parts):
 
 def test_an_adapter_mask_made_from_the_map_acts_where_change_is_allowed(parts):
     pipe = with_adapters(parts)
+    options = {"ip_adapter_image": picture(seed=6), "diffdiff_map": torch.zeros(32, 32), "num_inference_steps": 1}
+
+    def masked(mask: torch.Tensor) -> torch.Tensor:
+        masks = IPAdapterMaskProcessor().preprocess(mask[None, None], height=32, width=32)
+        return run(pipe, **options, cross_attention_kwargs={"ip_adapter_masks": [masks[None, 0]]}).latents
+
     # a change map keeps what is white, an adapter's mask acts where it is white
-    masks = IPAdapterMaskProcessor().preprocess(1 - HALF[None, None], height=32, width=32)
-    image = picture(seed=6)
-    everywhere = run(pipe, ip_adapter_image=image, diffdiff_map=torch.zeros(32, 32))
-    masked = run(
-        pipe,
-        ip_adapter_image=image,
-        diffdiff_map=torch.zeros(32, 32),
-        cross_attention_kwargs={"ip_adapter_masks": [masks[None, 0]]},
-    )
-    assert relative(masked.latents, everywhere.latents) > 1e-3
-    nowhere = run(
-        pipe,
-        ip_adapter_image=image,
-        diffdiff_map=torch.zeros(32, 32),
-        cross_attention_kwargs={"ip_adapter_masks": [torch.zeros_like(masks)[None, 0]]},
-    )
+    allowed, swapped, nowhere = masked(1 - HALF), masked(HALF), masked(0 * HALF)
     pipe.set_ip_adapter_scale(0.0)
-    off = run(pipe, ip_adapter_image=image, diffdiff_map=torch.zeros(32, 32))
-    assert relative(nowhere.latents, off.latents) < 1e-5
+    off = run(pipe, **options).latents
+    assert relative(nowhere, off) < 1e-5
+    right, left = (
+        (latents - off).abs()[..., 2:].mean() / (latents - off).abs()[..., :2].mean() for latents in (allowed, swapped)
+    )
+    assert right > left
 
 
 def test_adapter_embeddings_stay_paired_and_the_callers_own(parts):
@@ -463,7 +467,11 @@ def test_tiling_and_slicing_of_the_autoencoder(parts):
     torch.testing.assert_close(run(automatic(parts), **options).images, plain, rtol=0, atol=1e-4)
     parts["vae"].enable_tiling()
     parts["vae"].tile_sample_min_size, parts["vae"].tile_latent_min_size = 32, 4
+    tiles = []
+    parts["vae"].decoder.register_forward_hook(lambda module, inputs, output: tiles.append(output.shape[-1]))
     assert run(automatic(parts), **options).images.shape == plain.shape
+    assert len(tiles) > 4
+    assert max(tiles) == 32
 
 
 def test_a_compiled_unet_draws_the_same(parts):
@@ -575,6 +583,45 @@ def test_a_users_block_goes_in_by_name_before_another(parts):
     assert torch.equal(state.latents, run(automatic(parts), prompt="a green pear, high quality").latents)
 
 
+class Inverter(ModularPipelineBlocks):
+    """A user's own block: the negative of the result."""
+
+    @property
+    def inputs(self):
+        return [InputParam("images", type_hint=torch.Tensor, required=True, description="The results.")]
+
+    @property
+    def intermediate_outputs(self):
+        return [OutputParam("negatives", type_hint=torch.Tensor, description="Their negatives.")]
+
+    def __call__(self, components, state):
+        state.set("negatives", 1 - state.get("images"))
+        return components, state
+
+
+class PromptWeigher(StableDiffusionXLTextEncoderStep):
+    """A user's own text encoder, which takes only the prompt."""
+
+    def __call__(self, components, state):
+        components, state = super().__call__(components, state)
+        state.set("prompt_embeds", 1.5 * state.get("prompt_embeds"), "denoiser_input_fields")
+        return components, state
+
+
+def test_a_users_block_goes_in_after_the_others(parts):
+    blocks = SDXLDiffDiffAutoBlocks()
+    blocks.sub_blocks["inverter"] = Inverter()
+    assert "Their negatives." in blocks.doc
+    state = run(build(blocks, parts), output_type="pt")
+    assert torch.equal(state.negatives, 1 - state.images)
+
+
+def test_a_users_block_takes_an_encoders_place(parts):
+    blocks = SDXLDiffDiffAutoBlocks()
+    blocks.sub_blocks["text_encoder"] = PromptWeigher()
+    assert_edited(run(build(blocks, parts)), run(automatic(parts)))
+
+
 def test_the_pipelines_blocks_are_a_copy(parts):
     blocks = SDXLDiffDiffAutoBlocks()
     pipe = build(blocks, parts)
@@ -631,17 +678,27 @@ def test_our_loop_goes_into_upstreams_automatic_blocks(parts, controlnet):
         ("union", {"control_image": picture()}, "`control_mode` is None; it takes one of the union's types, 0 to 3"),
         ("union", {"control_image": picture(), "control_mode": -1}, "`control_mode` is -1"),
         ("union", {"control_image": picture(), "control_mode": 4}, "`control_mode` is 4"),
-        ("union", {"control_image": [picture()] * 2, "control_mode": [1]}, "`control_mode` holds 1 and .* 2"),
         (
             "union",
-            {"control_image": picture(), "control_mode": 1, "control_guidance_start": [0.0]},
-            r"`control_guidance_start` is \[0.0\]; it takes one number",
+            {"control_image": [picture()] * 2, "control_mode": [1]},
+            r"`control_image` holds 2, .* \[1\]; they go",
+        ),
+        ("union", {"control_image": torch.zeros(3, 3, 8, 8), "control_mode": 1}, "`control_image` holds 3; it takes 1"),
+        (
+            "union",
+            {"control_image": picture(), "control_mode": 1, "control_guidance_start": [0.0, 0.5]},
+            r"`control_guidance_start` is \[0.0, 0.5\]; it takes a number",
+        ),
+        (
+            "controlnet",
+            {"control_image": picture(), "controlnet_conditioning_scale": [1.0, 0.5]},
+            r"`controlnet_conditioning_scale` is \[1.0, 0.5\]; it takes a number",
         ),
         ("both", {"control_image": picture()}, "`control_image` holds 1; it takes 2, one for each ControlNet"),
         (
             "both",
             {"control_image": [picture()] * 2, "controlnet_conditioning_scale": [1.0]},
-            "`controlnet_conditioning_scale` holds 1; it takes one number, or 2",
+            r"`controlnet_conditioning_scale` is \[1.0\]; it takes a number, or 2: one for each ControlNet",
         ),
     ],
 )

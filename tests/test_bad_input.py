@@ -52,6 +52,7 @@ def no_model_runs(tiny, monkeypatch):
         ({"image": np.zeros((32, 32, 3), np.uint8)}, "`image` is a ndarray of shape .* and uint8; it takes floats"),
         ({"image": torch.zeros(1, 4, 4, 4)}, "`image` is a Tensor .*`image_latents`"),
         ({"image": torch.full((3, 32, 32), 255.0)}, "values from 255 to 255; they must lie in"),
+        ({"image": torch.linspace(-1, 1, 32).expand(3, 32, 32)}, r"from -1 to 1; they must lie in \[0, 1\], where"),
         ({"image": torch.full((3, 32, 32), float("nan"))}, "values from nan"),
         ({"height": 7}, "`height` is 7; it takes a whole number of at least 8"),
         ({"width": 32.0}, "`width` is 32.0"),
@@ -60,6 +61,12 @@ def no_model_runs(tiny, monkeypatch):
         ({"prompt": ["a", 3]}, r"`prompt` is \['a', 3\]"),
         ({"negative_prompt": ["a", "b"]}, "`negative_prompt` holds 2"),
         ({"negative_prompt_2": "a cup"}, "`negative_prompt_2` is 'a cup' without a `negative_prompt`"),
+        ({"negative_prompt": ("a", "b")}, r"`negative_prompt` is \('a', 'b'\); it takes a text, or a list"),
+        ({"prompt_2": ["a", "b"]}, "`prompt_2` holds 2; it takes a text, or 1"),
+        ({"original_size": 512}, "`original_size` is 512; it takes a pair"),
+        ({"crops_coords_top_left": (1, 2, 3)}, r"`crops_coords_top_left` is \(1, 2, 3\); it takes a pair"),
+        ({"image_size": (32, 32)}, "`image_size` is given, but `image_encoder` would overwrite it"),
+        ({"ip_adapter_embeds": [torch.zeros(1, 1, 16)]}, "no IP-Adapter is loaded"),
         ({"prompt_embeds": torch.zeros(1, 4, 32)}, "`prompt_embeds` is given.*pop `text_encoder`"),
         ({"image_latents": torch.zeros(1, 4, 4, 4)}, "`image_latents` is given.*pop `image_encoder`"),
         ({"latents": torch.zeros(1, 4, 5, 4)}, r"`latents` has the shape \(1, 4, 5, 4\); it takes \(1, 4, 4, 4\)"),
@@ -73,6 +80,7 @@ def no_model_runs(tiny, monkeypatch):
         ({"timesteps": []}, r"`timesteps` is \[\]; it takes at least one"),
         ({"timesteps": [900], "sigmas": [10.0]}, "`timesteps` and `sigmas` are both given"),
         ({"denoising_end": 1.5}, r"`denoising_end` is 1.5; it takes a float in \(0, 1\]"),
+        ({"denoising_end": 0.0001}, "`denoising_end` is 0.0001; it takes a larger share"),
         ({"denoising_end": 1}, "`denoising_end` is 1; it takes a float"),
         ({"negative_crops_coords_top_left": (8, 8)}, r"`negative_crops_coords_top_left` is \(8, 8\)"),
         ({"output_type": "jpeg"}, "`output_type` is 'jpeg'; it takes one of pil"),
@@ -115,21 +123,34 @@ def test_a_component_that_was_not_loaded_is_named(tiny, name):
         pipe(**GOOD)
 
 
+EMBEDS = {
+    "prompt_embeds": torch.zeros(1, 4, 32),
+    "pooled_prompt_embeds": torch.zeros(1, 16),
+    "negative_prompt_embeds": torch.zeros(1, 4, 32),
+    "negative_pooled_prompt_embeds": torch.zeros(1, 16),
+}
+LATENTS = torch.zeros(1, 4, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("without", "given", "says"),
     [
         ("text_encoder", {}, "`prompt_embeds` is None"),
         ("text_encoder", {"prompt_embeds": torch.zeros(4, 32)}, r"`prompt_embeds` is \(4, 32\)"),
+        ("text_encoder", EMBEDS | {"pooled_prompt_embeds": None}, "`pooled_prompt_embeds` is None"),
+        ("text_encoder", EMBEDS | {"negative_prompt_embeds": None}, "`negative_prompt_embeds` is None"),
+        ("text_encoder", EMBEDS, "`prompt` is 'a pear'; it takes nothing, as no block encodes it"),
         ("image_encoder", {}, "`image_latents` is None"),
         ("image_encoder", {"image_latents": torch.zeros(1, 3, 4, 4)}, r"`image_latents` is \(1, 3, 4, 4\)"),
+        ("image_encoder", {"image_latents": LATENTS}, "`image` is .*; it takes nothing, as no block encodes it"),
+        (
+            "image_encoder",
+            {"image_latents": LATENTS, "image": None, "image_size": (8, 8)},
+            r"`image_size` is \(8, 8\); it takes the \(height, width\) .* with \(4, 4\) latents",
+        ),
     ],
 )
 @pytest.mark.usefixtures("no_model_runs")
 def test_what_takes_the_place_of_an_encoder_is_asked_for(tiny, without, given, says):
     with pytest.raises(ValueError, match=says):
         diffdiff(tiny, without=(without,))(**(GOOD | given))
-
-
-def test_an_end_before_the_first_step_is_refused(tiny):
-    with pytest.raises(ValueError, match="`denoising_end` leaves no step"):
-        diffdiff(tiny)(**GOOD, denoising_end=0.0001)

@@ -8,7 +8,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import ModularPipeline
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
@@ -142,7 +141,3 @@ def test_public_names_are_documented(name):
         assert public.__doc__
         if issubclass(public, ModularPipelineBlocks):
             assert public().description
-
-
-def test_types_can_be_read(tiny):
-    assert diffdiff_docs.input_param("generator").type_hint == torch.Generator | list[torch.Generator]

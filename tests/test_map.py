@@ -42,6 +42,7 @@ def in_every_form() -> dict:
         "PIL float": Image.fromarray(EXPECTED.numpy(), mode="F"),
         "uint8": GREY,
         "uint16": GREY.astype(np.uint16) * 257,
+        "uint16, big-endian": (GREY.astype(np.uint16) * 257).astype(">u2"),
         "float64": GREY / 255,
         "uint8 (H, W, 1)": GREY[..., None],
         "uint8 (H, W, 3)": np.repeat(GREY[..., None], 3, -1),

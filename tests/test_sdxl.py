@@ -1,6 +1,7 @@
 """The SDXL pipeline on tiny random parts: laws of the method, sizes, batches, and what may be given."""
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverSDEScheduler,
     EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
@@ -18,6 +20,9 @@ from diffusers import (
     SASolverScheduler,
     TCDScheduler,
 )
+from diffusers.modular_pipelines import BlockState
+
+from modular_diffdiff import DiffDiffRestoreStep, SDXLDiffDiffLoopBeforeDenoiser
 
 from .helpers import SDXL_BETAS, diffdiff, euler, image_to_image, picture, relative, seeded
 
@@ -240,6 +245,15 @@ def test_each_output_of_a_batch_is_the_one_of_its_own_run(tiny, num_prompts, per
         assert relative(state.latents[k : k + 1], expected) < 1e-5
 
 
+def test_a_sampler_that_draws_keeps_the_outputs_apart(tiny):
+    def make_pipe():
+        return diffdiff(tiny, scheduler=EulerAncestralDiscreteScheduler(**SDXL_BETAS))
+
+    state = run(make_pipe(), num_images_per_prompt=3, generator=[seeded(k) for k in range(3)])
+    for k in range(3):
+        assert relative(state.latents[k : k + 1], run(make_pipe(), generator=seeded(k)).latents) < 1e-5
+
+
 def test_one_generator_serves_a_whole_batch(tiny):
     state = run(diffdiff(tiny), num_images_per_prompt=2)
     assert not torch.equal(state.latents[0, :, :, 2:], state.latents[1, :, :, 2:])
@@ -353,3 +367,20 @@ def test_memory_does_not_grow_with_the_steps(tiny):
 
     a_latent = 4 * 4 * 8 * 8  # bytes of float32
     assert live(1000) - live(10) < 990 * a_latent / 10
+
+
+def test_our_loop_blocks_never_look_at_values():
+    """On the meta device there are none: whatever would wait for an accelerator's answer fails."""
+    meta = {"device": "meta"}
+    state = BlockState(
+        latents=torch.zeros(2, 4, 8, 8, **meta),
+        image_latents=torch.zeros(2, 4, 8, 8, **meta),
+        noise=torch.zeros(2, 4, 8, 8, **meta),
+        release_steps=torch.zeros(2, 1, 8, 8, dtype=torch.int32, **meta),
+        level_alphas=torch.zeros(4, **meta),
+        level_sigmas=torch.zeros(4, **meta),
+    )
+    components = SimpleNamespace(scheduler=SimpleNamespace(order=1, scale_model_input=lambda latents, t: latents))
+    for block in (SDXLDiffDiffLoopBeforeDenoiser(), DiffDiffRestoreStep()):
+        _, state = block(components, state, i=1, t=torch.zeros((), **meta))
+    assert state.latents.device.type == "meta"

@@ -83,7 +83,8 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "image_size": (
         tuple[int, int],
         None,
-        "Height and width in pixels of the original before it was padded to whole latent cells.",
+        "Height and width in pixels of the original before it was padded to whole latent cells; made by "
+        "`image_encoder`, to be given where `image_latents` are.",
     ),
     "original_size": (
         tuple[int, int],
@@ -99,8 +100,12 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "negative_target_size": (tuple[int, int], None, "`target_size` of the negative side; the same by default."),
     "crops_coords_top_left": (tuple[int, int], (0, 0), "SDXL's micro-conditioning: where the picture was cropped."),
     "negative_crops_coords_top_left": (tuple[int, int], (0, 0), "The same of the negative side: it cannot differ."),
-    "aesthetic_score": (float, 6.0, "Score wanted, for a refiner whose config requires aesthetic scores."),
-    "negative_aesthetic_score": (float, 2.0, "Score not wanted, for a refiner whose config requires them."),
+    "aesthetic_score": (
+        float,
+        6.0,
+        "Score wanted, for UNets that are conditioned on one (`requires_aesthetics_score`).",
+    ),
+    "negative_aesthetic_score": (float, 2.0, "Score not wanted, for the same UNets."),
     "eta": (float, 0.0, "η of the DDIM paper, 0 (deterministic) to 1; for schedulers that take it."),
     "output_type": (str, "pil", "Form of the results: 'pil', 'np', 'pt', or 'latent' for latents."),
     "guidance_scale": (
@@ -138,8 +143,9 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "control_image": (
         Images,
         None,
-        "The ControlNet's condition (edges, depth, ...), or one for each ControlNet or control mode. Resized to the "
-        "image, it steers the regions that the map releases; what the map keeps follows the original.",
+        "The ControlNet's condition (edges, depth, ...), or one for each ControlNet or control mode. It steers the "
+        "regions that the map releases; what the map keeps follows the original. Resized to the latents' size in "
+        "pixels, a multiple of 8.",
     ),
     "control_mode": (
         int | list[int],

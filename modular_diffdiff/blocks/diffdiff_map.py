@@ -20,6 +20,8 @@ LUMA = (0.299, 0.587, 0.114)
 # Averages of float32 are not exact: a map of constant 0.7 must be released at step 7 of 10, not at 8.
 KEEP_TOLERANCE = 1e-6
 
+# damaged files end in any of these
+UNREADABLE = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 ACCEPTED = (
     "a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W), (1, H, W) or (B, 1, H, W), a path, a URL, "
     "or a list of these"
@@ -75,7 +77,7 @@ def _open(path: str, name: str) -> PIL.Image.Image:
     try:
         # as it is: a conversion to RGB would clip 16-bit maps
         return load_image(path, convert_method=lambda image: image)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{name} is {path!r}, which cannot be read as an image: {error}") from error
 
 
@@ -92,7 +94,7 @@ def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
         raise ValueError(f"{name} is an array of shape {array.shape}; it takes (H, W) or (H, W, C) of 1 to 4 channels.")
     if array.dtype == bool:
         values = array.astype(np.float64)
-    elif array.dtype in (np.uint8, np.uint16):
+    elif array.dtype.kind == "u" and array.dtype.itemsize <= 2:  # of either byte order
         values = array / np.float64(np.iinfo(array.dtype).max)
     elif np.issubdtype(array.dtype, np.floating):
         values = array.astype(np.float64)

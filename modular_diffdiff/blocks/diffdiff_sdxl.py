@@ -114,8 +114,6 @@ class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
     def __call__(self, components, state):
         block_state = self.get_block_state(state)
         scheduler, device, dtype = components.scheduler, components._execution_device, block_state.dtype
-        if len(block_state.timesteps) == 0:
-            raise ValueError("`denoising_end` leaves no step to run; it takes a larger share of the schedule.")
         outputs = block_state.batch_size * block_state.num_images_per_prompt
 
         original = diffdiff_trajectory.for_each_output(block_state.image_latents.to(device, dtype), outputs)

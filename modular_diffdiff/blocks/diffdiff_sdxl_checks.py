@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,6 @@ from diffusers.models import ControlNetUnionModel, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam
-from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
-    StableDiffusionXLTextEncoderStep,
-    StableDiffusionXLVaeEncoderStep,
-)
 from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.utils.torch_utils import unwrap_module
 
@@ -32,6 +29,9 @@ NOT_TAKEN = {
     "denoising_start": "the change map counts from the schedule's first step, so a run starts there",
 }
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
+CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
+CONTROL_NUMBERS = ("control_guidance_start", "control_guidance_end", "controlnet_conditioning_scale")
 
 
 def refuse(name: str, value: Any, accepted: str) -> None:
@@ -87,44 +87,71 @@ def check_schedule(scheduler, block_state) -> None:
     if block_state.timesteps is not None and block_state.sigmas is not None:
         raise ValueError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
     end = block_state.denoising_end
-    if end is not None and not (isinstance(end, float) and 0 < end <= 1):
+    if end is None:
+        return
+    if not (isinstance(end, float) and 0 < end <= 1):
         refuse("denoising_end", end, "a float in (0, 1]")
+    schedule = copy.deepcopy(scheduler)
+    given = {
+        name: getattr(block_state, name) for name in ("timesteps", "sigmas") if getattr(block_state, name) is not None
+    }
+    schedule.set_timesteps(**(given or {"num_inference_steps": block_state.num_inference_steps}))
+    steps = schedule.config.num_train_timesteps
+    if schedule.timesteps.max() < round(steps - end * steps):
+        refuse("denoising_end", end, "a larger share of the schedule: this one ends before its first step")
 
 
-def encodes_text(executed: ModularPipelineBlocks) -> bool:
-    return any(isinstance(block, StableDiffusionXLTextEncoderStep) for block in executed.sub_blocks.values())
+def makes(executed: ModularPipelineBlocks, name: str) -> bool:
+    """Whether one of these blocks makes this value from others; passing it on does not count."""
+    blocks = executed.sub_blocks.values()
+    return any(name in block.intermediate_output_names and name not in block.input_names for block in blocks)
 
 
-def count_prompts(block_state, encodes_text: bool) -> int:
+def count_prompts(components, block_state, encodes_text: bool) -> int:
     """Number of prompts of the batch.
 
     Raises:
-        ValueError: If neither a prompt nor its embeddings are given, or the wrong one of them.
+        ValueError: If neither a prompt nor its embeddings are given, the wrong one of them, or texts or embeddings
+            that do not go together.
     """
-    prompt, embeds = block_state.prompt, block_state.prompt_embeds
     if not encodes_text:
-        if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3:
-            described = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else embeds
-            refuse("prompt_embeds", described, "a tensor of shape (B, tokens, features), as nothing encodes a prompt")
-        return len(embeds)
-    if embeds is not None:
+        return _count_embeddings(components, block_state)
+    if block_state.prompt_embeds is not None:
         raise ValueError(
             "`prompt_embeds` is given, but `text_encoder` would overwrite it: pop `text_encoder` from the blocks."
         )
+    prompt = block_state.prompt
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
         refuse("prompt", prompt, "a text, or a list of texts that is not empty")
-    negative = block_state.negative_prompt
-    if isinstance(negative, list) and len(negative) != len(prompts):
-        raise ValueError(
-            f"`negative_prompt` holds {len(negative)}; it takes a text, or {len(prompts)}: one for each prompt."
-        )
-    if negative is None and block_state.negative_prompt_2 is not None:
+    for name in ("prompt_2", "negative_prompt", "negative_prompt_2"):
+        text = getattr(block_state, name)
+        if isinstance(text, list) and len(text) != len(prompts):
+            raise ValueError(f"`{name}` holds {len(text)}; it takes a text, or {len(prompts)}: one for each prompt.")
+        if text is not None and not isinstance(text, (str, list)):
+            refuse(name, text, "a text, or a list of texts")
+    if block_state.negative_prompt is None and block_state.negative_prompt_2 is not None:
         raise ValueError(
             f"`negative_prompt_2` is {block_state.negative_prompt_2!r} without a `negative_prompt`, and would not "
             "count; give both, `negative_prompt=''` for none."
         )
     return len(prompts)
+
+
+def _count_embeddings(components, block_state) -> int:
+    names = ["prompt_embeds", "pooled_prompt_embeds"]
+    if components.guider.num_conditions > 1:
+        names += ["negative_prompt_embeds", "negative_pooled_prompt_embeds"]
+    for name in names:
+        embeds, axes = getattr(block_state, name), 2 if "pooled" in name else 3
+        if not isinstance(embeds, torch.Tensor) or embeds.ndim != axes:
+            described = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else embeds
+            shape = "(B, features)" if axes == 2 else "(B, tokens, features)"
+            refuse(name, described, f"a tensor of shape {shape}, as nothing encodes a prompt")
+    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+        if getattr(block_state, name) is not None:
+            refuse(name, getattr(block_state, name), "nothing, as no block encodes it: its embeddings are given")
+    return len(block_state.prompt_embeds)
 
 
 def image_geometry(image: Any) -> tuple[int, int, int]:
@@ -167,8 +194,11 @@ def _geometry_of_one(image: Any) -> tuple[int, int, int]:
             "(3, H, W) or (B, 3, H, W). Latents go into `image_latents`, with `image_encoder` popped from the blocks."
         )
     low, high = float(image.min()), float(image.max())
-    if not (low >= -1 and high <= 1):
-        raise ValueError(f"`image` is a {described} with values from {low:g} to {high:g}; they must lie in [0, 1].")
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"`image` is a {described} with values from {low:g} to {high:g}; they must lie in [0, 1], where x in "
+            "[-1, 1] is x / 2 + 0.5."
+        )
     return (len(image) if image.ndim == 4 else 1), height, width
 
 
@@ -184,11 +214,18 @@ def check_original(components, block_state, encodes_image: bool, prompts: int) -
             described = tuple(original.shape) if isinstance(original, torch.Tensor) else original
             refuse("image_latents", described, f"a tensor of shape (B, {channels}, h, w)")
         check_count("image_latents", len(original), prompts)
-        return tuple(original.shape[-2:])
-    if block_state.image_latents is not None:
-        raise ValueError(
-            "`image_latents` is given, but `image_encoder` would overwrite it: pop `image_encoder` from the blocks."
-        )
+        for name in ("image", "height", "width"):
+            if getattr(block_state, name) is not None:
+                refuse(name, getattr(block_state, name), "nothing, as no block encodes it: `image_latents` is given")
+        grid, size = tuple(original.shape[-2:]), block_state.image_size
+        if size is not None and _grid(size, components.vae_scale_factor) != grid:
+            refuse("image_size", size, f"the (height, width) in pixels of an image with {grid} latents")
+        return grid
+    for name in ("image_latents", "image_size"):
+        if getattr(block_state, name) is not None:
+            raise ValueError(
+                f"`{name}` is given, but `image_encoder` would overwrite it: pop `image_encoder` from the blocks."
+            )
     if block_state.image is None:
         raise ValueError("`image` is missing; it takes a PIL image, numpy array, tensor, or a list of these.")
     count, height, width = image_geometry(block_state.image)
@@ -199,7 +236,11 @@ def check_original(components, block_state, encodes_image: bool, prompts: int) -
     for name in ("height", "width"):
         if getattr(block_state, name) is not None:
             check_whole_number(name, getattr(block_state, name), cell, ", the pixels of a latent cell")
-    return tuple(-(-side // cell) for side in (block_state.height or height, block_state.width or width))
+    return _grid((block_state.height or height, block_state.width or width), cell)
+
+
+def _grid(size: tuple[int, int], cell: int) -> tuple[int, int]:
+    return tuple(-(-side // cell) for side in size)
 
 
 def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) -> None:
@@ -226,65 +267,78 @@ def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) 
 
 
 def check_conditioning(block_state) -> None:
-    """Refuses a crop of the negative side that upstream's step would pass over: it takes the positive side's."""
-    crop, negative = block_state.crops_coords_top_left, block_state.negative_crops_coords_top_left
-    if tuple(negative) not in ((0, 0), tuple(crop)):
+    """Refuses sizes and crops that are no pairs, and a negative crop, which upstream's step would pass over."""
+    for name in (*SIZES, *CROPS):
+        pair = getattr(block_state, name)
+        if pair is None and name in SIZES:
+            continue
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(one, Real) for one in pair):
+            refuse(name, pair, "a pair of numbers")
+        setattr(block_state, name, tuple(pair))
+    crop, negative = (getattr(block_state, name) for name in CROPS)
+    if negative not in ((0, 0), crop):
         refuse("negative_crops_coords_top_left", negative, f"what `crops_coords_top_left` is, {crop}, or nothing")
 
 
+def _count_images(image: Any) -> int:
+    if isinstance(image, list):
+        return sum(_count_images(one) for one in image)
+    return len(image) if getattr(image, "ndim", 3) == 4 else 1
+
+
 def check_control(controlnet, block_state, prompts: int) -> None:
-    """Refuses control inputs that the loaded ControlNet does not take."""
+    """Refuses control inputs that the loaded ControlNet does not take, and brings the others into its form."""
     image, mode = block_state.control_image, block_state.control_mode
-    if image is None and mode is None:
-        return
-    if image is None:
-        raise ValueError(f"`control_mode` is {mode!r}, but there is no `control_image` for it.")
-    if controlnet is None:
-        raise ValueError(
-            "`control_image` is given, but no ControlNet is loaded; set one with "
-            "`pipe.update_components(controlnet=...)`."
-        )
     controlnet = unwrap_module(controlnet)
-    images = image if isinstance(image, list) else [image]
-    if not images or not all(is_valid_image_imagelist(one) for one in images):
-        refuse("control_image", image, "a PIL image, array or tensor, or a list of these that is not empty")
-    if isinstance(controlnet, ControlNetUnionModel):
-        _check_union(controlnet, block_state, len(images), mode)
+    several = isinstance(controlnet, MultiControlNetModel)
+    union = isinstance(controlnet, ControlNetUnionModel)
+    if union:
+        _check_modes(controlnet, mode)
     elif mode is not None:
         raise ValueError(
             f"`control_mode` is {mode!r}, but a {type(controlnet).__name__} has no modes; a ControlNetUnionModel has."
         )
-    elif isinstance(controlnet, MultiControlNetModel):
-        _check_one_each(controlnet, block_state, len(images))
-    else:
-        check_count("control_image", len(images), prompts)
+    images = image if isinstance(image, list) else [image]
+    if not images or not all(is_valid_image_imagelist(one) for one in images):
+        refuse("control_image", image, "a PIL image, array or tensor, or a list of these that is not empty")
+    if union and len(images) != len(mode if isinstance(mode, list) else [mode]):
+        raise ValueError(f"`control_image` holds {len(images)}, `control_mode` {mode!r}; they go in pairs.")
+    if several and len(images) != len(controlnet.nets):
+        raise ValueError(
+            f"`control_image` holds {len(images)}; it takes {len(controlnet.nets)}, one for each ControlNet."
+        )
+    for batch in images if union or several else [images]:
+        check_count("control_image", _count_images(batch), prompts)
+    _read_control_numbers(block_state, len(controlnet.nets) if several else None)
+    if isinstance(image, list):
+        block_state.control_image = list(image)  # upstream's union step writes into it
 
 
-def _check_union(controlnet: ControlNetUnionModel, block_state, images: int, mode: Any) -> None:
+def _check_modes(controlnet: ControlNetUnionModel, mode: Any) -> None:
     types = controlnet.config.num_control_type
     modes = mode if isinstance(mode, list) else [mode]
     if not all(isinstance(one, Integral) and 0 <= one < types for one in modes):
         refuse("control_mode", mode, f"one of the union's types, 0 to {types - 1}, for each control image")
-    if len(modes) != images:
-        raise ValueError(f"`control_mode` holds {len(modes)} and `control_image` {images}; they go in pairs.")
-    for name in ("control_guidance_start", "control_guidance_end"):
-        if isinstance(getattr(block_state, name), (list, tuple)):
-            refuse(name, getattr(block_state, name), "one number for a ControlNet-Union")
 
 
-def _check_one_each(controlnet: MultiControlNetModel, block_state, images: int) -> None:
-    nets = len(controlnet.nets)
-    if images != nets:
-        raise ValueError(f"`control_image` holds {images}; it takes {nets}, one for each ControlNet.")
-    for name in ("control_guidance_start", "control_guidance_end", "controlnet_conditioning_scale"):
+def _read_control_numbers(block_state, nets: int | None) -> None:
+    """Leaves a float a name or, for several ControlNets, a list with one for each: the forms that upstream reads."""
+    for name in CONTROL_NUMBERS:
         value = getattr(block_state, name)
-        if isinstance(value, (list, tuple)) and len(value) != nets:
-            raise ValueError(f"`{name}` holds {len(value)}; it takes one number, or {nets}: one for each ControlNet.")
+        numbers = list(value) if isinstance(value, (list, tuple)) else [value] * (nets or 1)
+        if len(numbers) != (nets or 1) or not all(isinstance(number, Real) for number in numbers):
+            refuse(name, value, f"a number, or {nets}: one for each ControlNet" if nets else "a number")
+        numbers = [float(number) for number in numbers]
+        setattr(block_state, name, numbers if nets else numbers[0])
 
 
-def check_ip_adapter(unet: UNet2DConditionModel, block_state) -> None:
-    """Refuses image prompts without IP-Adapters, and IP-Adapters without image prompts."""
-    image, embeds = block_state.ip_adapter_image, block_state.ip_adapter_embeds
+def check_ip_adapter(components, block_state, image: Any) -> None:
+    """Refuses image prompts without IP-Adapters, and IP-Adapters without image prompts.
+
+    Args:
+        image: `ip_adapter_image`, None in pipelines that do not take one.
+    """
+    unet, embeds = components.unet, block_state.ip_adapter_embeds
     given = image if image is not None else embeds
     adapters = 0
     if unet.config.encoder_hid_dim_type == "ip_image_proj":
@@ -299,10 +353,16 @@ def check_ip_adapter(unet: UNet2DConditionModel, block_state) -> None:
             "`ip_adapter_image` or `ip_adapter_embeds` is given, but no IP-Adapter is loaded; load one with "
             "`pipe.load_ip_adapter(...)`."
         )
-    count = len(given) if isinstance(given, (list, tuple)) else 1
-    if given is not None and count != adapters:
-        name = "ip_adapter_image" if image is not None else "ip_adapter_embeds"
-        raise ValueError(f"`{name}` holds {count}; it takes {adapters}, one for each loaded IP-Adapter.")
+    if image is not None:
+        count = len(image) if isinstance(image, list) else 1
+        if count != adapters:
+            raise ValueError(f"`ip_adapter_image` holds {count}; it takes {adapters}, one for each loaded IP-Adapter.")
+    elif adapters:
+        names = ["ip_adapter_embeds"] + ["negative_ip_adapter_embeds"] * (components.guider.num_conditions > 1)
+        for name in names:
+            value = getattr(block_state, name)
+            if not isinstance(value, list) or len(value) != adapters:
+                refuse(name, value, f"a list of {adapters}: embeddings for each loaded IP-Adapter")
 
 
 class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
@@ -322,6 +382,7 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
     def inputs(self) -> list[InputParam]:
         names = (
             "prompt",
+            "prompt_2",
             "negative_prompt",
             "negative_prompt_2",
             "image",
@@ -334,12 +395,18 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
             "width",
             "latents",
             "image_latents",
+            "image_size",
             "prompt_embeds",
+            "pooled_prompt_embeds",
+            "negative_prompt_embeds",
+            "negative_pooled_prompt_embeds",
+            "ip_adapter_embeds",
+            "negative_ip_adapter_embeds",
             "timesteps",
             "sigmas",
             "denoising_end",
-            "crops_coords_top_left",
-            "negative_crops_coords_top_left",
+            *SIZES,
+            *CROPS,
             "output_type",
             *NOT_TAKEN,
         )
@@ -354,19 +421,23 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
         self.set_block_state(state, block_state)
         return components, state
 
-    def check(self, components, block_state, executed: ModularPipelineBlocks) -> None:
-        """Refuses what the blocks that will run cannot work with; replaces `diffdiff_map` by the maps as read."""
-        blocks = executed.sub_blocks.values()
-        encodes_image = any(isinstance(block, StableDiffusionXLVaeEncoderStep) for block in blocks)
+    def check(self, components, block_state, executed: ModularPipelineBlocks) -> int:
+        """Refuses what the blocks that will run cannot work with; replaces `diffdiff_map` by the maps as read.
+
+        Returns:
+            The number of prompts.
+        """
         check_not_taken(block_state)
         check_components(components, executed.component_names)
         check_schedule(components.scheduler, block_state)
         check_conditioning(block_state)
-        prompts = count_prompts(block_state, encodes_text(executed))
-        grid = check_original(components, block_state, encodes_image, prompts)
+        check_ip_adapter(components, block_state, getattr(block_state, "ip_adapter_image", None))
+        prompts = count_prompts(components, block_state, makes(executed, "prompt_embeds"))
+        grid = check_original(components, block_state, makes(executed, "image_latents"), prompts)
         block_state.diffdiff_map = diffdiff_map.load_maps(block_state.diffdiff_map)
         check_count("diffdiff_map", len(block_state.diffdiff_map), prompts)
         check_outputs(components, block_state, prompts, grid)
+        return prompts
 
 
 class SDXLDiffDiffAutoCheckInputsStep(SDXLDiffDiffCheckInputsStep):
@@ -374,20 +445,18 @@ class SDXLDiffDiffAutoCheckInputsStep(SDXLDiffDiffCheckInputsStep):
 
     @property
     def inputs(self) -> list[InputParam]:
-        names = (
-            "control_image",
-            "control_mode",
-            "control_guidance_start",
-            "control_guidance_end",
-            "controlnet_conditioning_scale",
-            "ip_adapter_image",
-            "ip_adapter_embeds",
-        )
+        names = ("control_image", "control_mode", *CONTROL_NUMBERS, "ip_adapter_image")
         return [*super().inputs, *(diffdiff_docs.input_param(name) for name in names)]
 
-    def check(self, components, block_state, executed: ModularPipelineBlocks) -> None:
-        check_control(components.controlnet, block_state, count_prompts(block_state, encodes_text(executed)))
-        super().check(components, block_state, executed)
-        check_ip_adapter(components.unet, block_state)
-        if isinstance(block_state.control_image, list):
-            block_state.control_image = list(block_state.control_image)  # upstream's union step writes into it
+    def check(self, components, block_state, executed: ModularPipelineBlocks) -> int:
+        if block_state.control_image is not None and getattr(components, "controlnet", None) is None:
+            raise ValueError(
+                "`control_image` is given, but no ControlNet is loaded; set one with "
+                "`pipe.update_components(controlnet=...)`."
+            )
+        if block_state.control_image is None and block_state.control_mode is not None:
+            raise ValueError(f"`control_mode` is {block_state.control_mode!r}, but there is no `control_image` for it.")
+        prompts = super().check(components, block_state, executed)
+        if block_state.control_image is not None:
+            check_control(components.controlnet, block_state, prompts)
+        return prompts

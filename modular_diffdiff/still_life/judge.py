@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -59,6 +60,11 @@ class Judge(nn.Module):
             visible = torch.ones_like(pictures[:, :1])
         answers = {name: logits.argmax(1).tolist() for name, logits in self(pictures, visible).items()}
         return [Reading(*(LABELS[name][answers[name][i]] for name in Reading._fields)) for i in range(len(pictures))]
+
+
+def to_tensor(pictures) -> torch.Tensor:
+    """(B, 3, H, W) in [-1, 1] of PIL images or arrays (H, W, 3) uint8, as the judge reads them."""
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def load_judge() -> Judge:
