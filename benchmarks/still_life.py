@@ -8,19 +8,18 @@ import platform
 from importlib.metadata import version
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import ClassifierFreeGuidance, StableDiffusionXLPipeline
 from diffusers.utils import logging
 from PIL import Image
 from tqdm.auto import tqdm
 
 from modular_diffdiff import SDXLDiffDiffBlocks
-from modular_diffdiff.still_life import CHECKPOINT
+from modular_diffdiff.still_life import CHECKPOINT, GUIDANCE_SCALE
 from modular_diffdiff.still_life.judge import LABELS, Reading, load_judge, to_tensor
 from modular_diffdiff.still_life.scene import BACKGROUNDS, COLOURS, KINDS, SIZE, Scene, render
 
 
 HELD_OUT = 1_000_000  # training has seen the seeds 0 to 19,999
-GUIDANCE_SCALE = 4.0
 
 
 def decibels(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -93,7 +92,7 @@ def text_to_image(pipe, judge, steps: int = 25, batch: int = 24) -> None:
 
 
 @torch.no_grad()
-def edits(pipe, judge, count: int = 50) -> None:
+def edits(pipe, judge, count: int = 25) -> None:
     """A red apple on stripes; one half is kept, the other becomes a green pear."""
     for steps, side in itertools.product((4, 8, 25), ("left", "right")):
         keep = torch.zeros(SIZE, SIZE)
@@ -101,7 +100,7 @@ def edits(pipe, judge, count: int = 50) -> None:
         keep = keep if side == "left" else 1 - keep
         state = pipe(
             prompt="a green pear on a striped background",
-            image=Image.fromarray(render(Scene("apple", "red", "striped", seed=HELD_OUT))),
+            image=Image.fromarray(render(Scene("apple", "red", "striped", light=0.3, seed=HELD_OUT))),
             diffdiff_map=keep,
             num_inference_steps=steps,
             num_images_per_prompt=count,
@@ -111,12 +110,8 @@ def edits(pipe, judge, count: int = 50) -> None:
         visible = keep.expand(count, 1, -1, -1)
         changed = sum(reading[:2] == ("pear", "green") for reading in judge.read(pictures, 1 - visible))
         kept = sum(reading[:2] == ("apple", "red") for reading in judge.read(pictures, visible))
-        exact = torch.equal(
-            *(
-                latents[(state.release_steps == steps).expand_as(latents)]
-                for latents in (state.latents, state.image_latents)
-            )
-        )
+        frozen = (state.release_steps == steps).expand_as(state.latents)
+        exact = torch.equal(state.latents[frozen], state.image_latents[frozen])
         round_trip = pipe.vae.decode(state.image_latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
         outer = slice(0, SIZE // 4) if side == "left" else slice(-SIZE // 4, None)
         drift = 127.5 * (pictures - round_trip)[..., outer].abs().mean()
@@ -138,4 +133,5 @@ def main() -> None:
     text_to_image(plain, judge)
     ours = SDXLDiffDiffBlocks().init_pipeline(CHECKPOINT)
     ours.load_components(dtype=torch.float32)
+    ours.update_components(guider=ClassifierFreeGuidance(guidance_scale=GUIDANCE_SCALE))
     edits(ours, judge)

@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from modular_diffdiff import demo, editing
+from modular_diffdiff.still_life import GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import render
 
 
@@ -14,7 +15,7 @@ FOLDER = Path(__file__).parent
 def polarity() -> Image.Image:
     """The sheet's first row: an original, its half map, and one result."""
     row = demo.plan_rows()[0]
-    pipe = editing.load_pipeline(editing.Model(editing.EMBEDDED, "cpu", "float32"), demo.GUIDANCE_SCALE)
+    pipe = editing.load_pipeline(editing.Model(editing.EMBEDDED, "cpu", "float32"), GUIDANCE_SCALE)
     result = demo.run_rows(pipe, [row])[0][0]
     tiles = [
         (Image.fromarray(render(row.scene)), "original"),

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import editing
+from .still_life import GUIDANCE_SCALE
 
 
 DEMO_NAME = "modular-diffdiff-demo.png"
@@ -92,8 +93,12 @@ def edit(
     ] = editing.EMBEDDED,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of denoising steps.")] = 25,
     guidance_scale: Annotated[
-        float, typer.Option(metavar="X", help="How closely to follow the prompt; 1 turns guidance off.")
-    ] = 7.5,
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="How closely to follow the prompt; 1 turns guidance off. 7.5 by default, 2 for the embedded model.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
@@ -140,6 +145,8 @@ def edit(
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
     """
     with _one_line_errors():
+        if guidance_scale is None:
+            guidance_scale = GUIDANCE_SCALE if model == editing.EMBEDDED else 7.5
         if not 0 <= guidance_scale < math.inf:
             raise editing.UserError(f"--guidance-scale is {guidance_scale}; it takes a number of at least 0.")
         if seed is None:

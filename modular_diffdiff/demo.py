@@ -10,10 +10,11 @@ import torch
 from PIL import ImageDraw, ImageFont
 
 from . import editing
+from .still_life import GUIDANCE_SCALE
 from .still_life.scene import SIZE, Scene, render
 
 
-STEPS, GUIDANCE_SCALE, SEED = 25, 7.5, 0
+STEPS, SEED = 25, 0
 TILE, GAP, MARGIN = 256, 16, 32
 TITLE_SIZE, CAPTION_SIZE = 28, 24  # readable at half the size, as READMEs show it
 PAPER, INK, EDGE = (255, 255, 255), (32, 32, 32), (160, 160, 160)
@@ -56,17 +57,17 @@ def plan_rows() -> list[Row]:
     return [
         Row(
             "Half: the left side is kept, the right side is free",
-            Scene("apple", "red", "striped"),
-            quoted(half_map(), "green pear", "blue cup", "yellow lemon"),
+            Scene("apple", "red", "striped", light=0.3),
+            quoted(half_map(), "green pear", "blue cup", "purple pear"),
         ),
         Row(
             "Gradient: the further right, the more may change",
-            Scene("cup", "blue", "tabletop", seed=1),
-            quoted(gradient_map(), "orange cup", "pink apple", "green bottle"),
+            Scene("cup", "blue", "tabletop", light=0.3, seed=1),
+            quoted(gradient_map(), "blue apple", "purple pear", "green bottle"),
         ),
         Row(
             "One grey all over, a ramp of strengths: “orange apple”",
-            Scene("pear", "green", "checked", seed=2),
+            Scene("pear", "green", "checked", light=0.3, seed=2),
             [Result("orange apple", np.full((SIZE, SIZE), 1 - s), f"strength {s}") for s in (0.25, 0.5, 0.75)],
         ),
     ]

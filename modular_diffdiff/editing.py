@@ -166,7 +166,7 @@ def find_model(model: str) -> str:
         UserError: If it can be neither.
     """
     if model == EMBEDDED:
-        return str(CHECKPOINT)
+        return CHECKPOINT
     if Path(model).is_dir():
         if not any(Path(model, index).is_file() for index in _MODEL_INDEXES):
             raise UserError(f"--model {model!r} is a folder without a model_index.json.")

@@ -126,8 +126,17 @@ def train_vae(scenes: np.ndarray, work: Path, device: str, steps: int, batch: in
     return vae.eval().requires_grad_(False)
 
 
+def _join(first: torch.Tensor, second: torch.Tensor, share: float, axis: int) -> torch.Tensor:
+    """One part of `first`, `share` of its side, and the rest of `second`."""
+    cut = round(share * first.shape[axis])
+    return torch.cat([first.narrow(axis, 0, cut), second.narrow(axis, cut, first.shape[axis] - cut)], axis)
+
+
 def polish_decoder(vae, scenes: np.ndarray, latents: torch.Tensor, work: Path, steps: int, batch: int = 16) -> None:
-    """Trains the decoder on, for clean outlines; the encoder, and with it what the UNet has learned, stays.
+    """Trains the decoder on, for clean outlines, and so that a part of a picture does not depend on the rest of it.
+
+    The encoder, and with it what the UNet has learned, stays. Every other step joins the latents of two scenes, as
+    edits do, and asks for the two pictures joined in the same place.
 
     Args:
         latents: (count, 4, 16, 16) of all scenes, as `normalize_latents` returns them.
@@ -137,12 +146,16 @@ def polish_decoder(vae, scenes: np.ndarray, latents: torch.Tensor, work: Path, s
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         indices = torch.randint(len(scenes), (batch,), generator=generator)
-        pixels = _pixels(scenes, indices).to(device)
+        pixels, drawn = _pixels(scenes, indices), latents[indices]
         # a little noise, as latents that a UNet draws are not quite those of a picture
-        noise = torch.randn(latents[indices].shape, generator=generator)
-        noise *= 0.1 * torch.rand(batch, 1, 1, 1, generator=generator)
-        drawn = (latents[indices] + noise).to(device)
-        error = vae.decode(drawn / vae.config.scaling_factor).sample.float() - pixels
+        loudness = 0.1 * torch.rand(batch, 1, 1, 1, generator=generator)
+        drawn = drawn + loudness * torch.randn(drawn.shape, generator=generator)
+        joined, axis = torch.randint(2, (2,), generator=generator).tolist()
+        share = torch.randint(4, 13, (1,), generator=generator).item() / 16
+        if joined:
+            pixels, drawn = (_join(whole, whole.roll(1, 0), share, 2 + axis) for whole in (pixels, drawn))
+        decoded = vae.decode(drawn.to(device) / vae.config.scaling_factor).sample.float()
+        error = decoded - pixels.to(device)
         outlines = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         return error.abs().mean() + error.square().mean() + 0.5 * outlines
 
@@ -298,7 +311,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vae-steps", type=int, default=1_800)
     parser.add_argument("--judge-steps", type=int, default=1_500)
     parser.add_argument("--unet-steps", type=int, default=3_000)
-    parser.add_argument("--decoder-steps", type=int, default=800)
+    parser.add_argument("--decoder-steps", type=int, default=1_400)
     return parser.parse_args(arguments)
 
 

@@ -1,0 +1,131 @@
+"""The embedded checkpoint: what it is, how well it draws, and that an edit means what prompt and map say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ClassifierFreeGuidance, StableDiffusionXLPipeline
+from PIL import Image
+
+from benchmarks.still_life import HELD_OUT, decibels
+from modular_diffdiff import SDXLDiffDiffBlocks, still_life
+from modular_diffdiff.still_life.judge import load_judge, to_tensor
+from modular_diffdiff.still_life.scene import SIZE, Scene, render
+
+
+BEFORE = Scene("apple", "red", "striped", light=0.3, seed=HELD_OUT)
+KEEP_LEFT = torch.cat([torch.ones(SIZE, SIZE // 2), torch.zeros(SIZE, SIZE // 2)], 1)
+
+
+def misread(scenes, readings, name: str) -> list:
+    pairs = zip(scenes, readings, strict=True)
+    return [(scene.caption, reading) for scene, reading in pairs if getattr(scene, name) != getattr(reading, name)]
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_judge()
+
+
+@pytest.fixture(scope="module")
+def text_to_image():
+    pipe = StableDiffusionXLPipeline.from_pretrained(still_life.CHECKPOINT, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = SDXLDiffDiffBlocks().init_pipeline(still_life.CHECKPOINT)
+    pipe.load_components(dtype=torch.float32)
+    pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=still_life.GUIDANCE_SCALE))
+    return pipe
+
+
+def test_it_is_small():
+    files = [path for path in Path(still_life.CHECKPOINT).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24e6
+
+
+def test_it_has_sdxls_parts(text_to_image):
+    assert text_to_image.vae_scale_factor == 8
+    assert text_to_image.vae.config.latent_channels == 4
+    assert text_to_image.unet.config.addition_embed_type == "text_time"
+    assert text_to_image.unet.config.sample_size == 16
+    assert type(text_to_image.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert type(text_to_image.text_encoder_2).__name__ == "CLIPTextModelWithProjection"
+
+
+@torch.no_grad()
+def test_the_autoencoder_returns_held_out_scenes(text_to_image):
+    pixels = to_tensor([render(Scene.random(HELD_OUT + seed)) for seed in range(32)])
+    vae = text_to_image.vae
+    assert decibels(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels).mean() >= 30
+
+
+@torch.no_grad()
+def test_latents_have_unit_variance(text_to_image):
+    pixels = to_tensor([render(Scene.random(HELD_OUT + seed)) for seed in range(64)])
+    vae = text_to_image.vae
+    latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), rtol=0, atol=0.15)
+
+
+def test_the_judge_reads_held_out_scenes(judge):
+    scenes = [Scene.random(HELD_OUT + seed) for seed in range(200)]
+    readings = judge.read(to_tensor([render(scene) for scene in scenes]))
+    for name in ("kind", "colour", "background"):
+        assert len(misread(scenes, readings, name)) <= 0.01 * len(scenes)
+
+
+def test_it_draws_what_the_prompt_says(text_to_image, judge):
+    """A sample; `make benchmark` takes all 240 combinations."""
+    scenes = [Scene.random(HELD_OUT + seed) for seed in range(24)]
+    pictures = text_to_image(
+        [scene.caption for scene in scenes],
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=20,
+        guidance_scale=still_life.GUIDANCE_SCALE,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(len(scenes))],
+    ).images
+    readings = judge.read(to_tensor(pictures))
+    for name in ("kind", "colour", "background"):
+        assert len(misread(scenes, readings, name)) <= 2, misread(scenes, readings, name)
+
+
+def edit(pipe, keep: torch.Tensor, steps: int, count: int = 6):
+    return pipe(
+        prompt="a green pear on a striped background",
+        image=Image.fromarray(render(BEFORE)),
+        diffdiff_map=keep,
+        num_inference_steps=steps,
+        num_images_per_prompt=count,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(count)],
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("steps", [4, 8, 25])
+def test_an_edit_is_a_pear_where_it_may_change_and_the_apple_where_it_is_kept(pipe, judge, steps, side):
+    keep = KEEP_LEFT if side == "left" else 1 - KEEP_LEFT
+    state = edit(pipe, keep, steps)
+    count = len(state.images)
+    changed = judge.read(to_tensor(state.images), (1 - keep).expand(count, 1, -1, -1))
+    assert [reading[:2] for reading in changed].count(("pear", "green")) >= count - 1, changed
+    kept = judge.read(to_tensor(state.images), keep.expand(count, 1, -1, -1))
+    assert [reading[:2] for reading in kept].count(("apple", "red")) == count, kept
+
+    frozen = (state.release_steps == steps).expand_as(state.latents)
+    assert frozen.float().mean() == 0.5
+    assert torch.equal(state.latents[frozen], state.image_latents[frozen])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [4, 8, 25])
+def test_kept_pixels_are_the_autoencoders_round_trip(pipe, steps):
+    """Within 5 of 255 on average, away from the border: the decoder's norms and attention see the whole picture."""
+    state = edit(pipe, KEEP_LEFT, steps)
+    round_trip = pipe.vae.decode(state.image_latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
+    difference = (to_tensor(state.images) - round_trip)[..., : SIZE // 4].abs()
+    assert 127.5 * difference.mean() < 5
