@@ -28,8 +28,10 @@ def fresh_process(code: str, cache: Path, folder: Path | None = None) -> subproc
 RUN = """
     import hashlib, torch
     from PIL import Image
-    where = dict(pretrained_model_name_or_path={checkpoint!r}, variant=None, subfolder={{"vae": "vae"}}, dtype=torch.float32)
-    pipe.load_components(workflow="diffdiff", **where)
+    pipe.load_components(
+        workflow="diffdiff", pretrained_model_name_or_path={checkpoint!r}, subfolder={{"vae": "vae"}}, variant=None,
+        dtype=torch.float32,
+    )
     image = Image.linear_gradient("L").convert("RGB").resize((100, 90))
     map_image = Image.radial_gradient("L").resize((100, 90))
     generator = torch.Generator().manual_seed(0)
