@@ -19,7 +19,7 @@ def polarity() -> Image.Image:
     result = demo.run_rows(pipe, [row])[0][0]
     tiles = [
         (Image.fromarray(render(row.scene)), "original"),
-        (demo.shown_map(row.results), "white keeps, black changes"),
+        (demo.shown_map(row.results), "change map"),
         (result, row.results[0].caption),
     ]
     return demo.draw_sheet([("", tiles)])
