@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from diffusers import ComponentsManager
+from diffusers import ComponentsManager, StableDiffusionXLPipeline
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.utils.torch_utils import TorchDeviceBackend
 
-from modular_diffdiff import TEXT2IMAGE_BLOCKS, SDXLDiffDiffAutoBlocks
+from modular_diffdiff import TEXT2IMAGE_BLOCKS, SDXLDiffDiffAutoBlocks, editing
 
 from .helpers import diffdiff, picture, seeded
 
@@ -144,3 +144,19 @@ def test_our_blocks_move_no_model(tiny, accelerator):
     """Without offload nothing is said to move: the blocks ask `_execution_device` where to be."""
     run(managed(ComponentsManager(), tiny, "sdxl"))
     assert accelerator.moves == []
+
+
+def test_the_command_line_offloads_through_the_manager(tiny, tmp_path, monkeypatch):
+    """All models are the manager's before it takes over, on the device that was asked for."""
+    StableDiffusionXLPipeline(**tiny).save_pretrained(tmp_path)
+    taken_over = []
+
+    def enable(manager, device):
+        taken_over.append((device, {name.rsplit("_", 1)[0] for name in manager.components}))
+
+    monkeypatch.setattr(ComponentsManager, "enable_auto_cpu_offload", enable)
+    pipe = editing.load_pipeline(editing.Model(str(tmp_path), "cpu", "float32", offload=True), guidance_scale=2.0)
+    ((device, names),) = taken_over
+    assert device == "cpu"
+    assert {"unet", "vae", "text_encoder", "text_encoder_2"} <= names
+    assert run(pipe).latents.isfinite().all()
