@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import platform
-from importlib.metadata import version
 
 import torch
 from diffusers import ClassifierFreeGuidance, StableDiffusionXLPipeline
-from diffusers.utils import logging
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -121,9 +118,6 @@ def edits(pipe, judge, count: int = 25) -> None:
 
 
 def main() -> None:
-    logging.set_verbosity_error()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
-    print(f"Still life on {platform.machine()}, {torch.get_num_threads()} threads; {packages}\n")
     judge = load_judge()
     plain = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)

@@ -7,11 +7,11 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from . import editing
+from . import editing, loading
 from .still_life import GUIDANCE_SCALE
 
 
@@ -44,9 +44,9 @@ def _one_line_errors() -> Iterator[None]:
     """Ends the command with a line on stderr: with 2 for the user's mistakes, with 1 for the machine's refusals."""
     try:
         yield
-    except (editing.UserError, OSError) as error:
+    except (loading.UserError, OSError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2 if isinstance(error, editing.UserError) else 1) from error
+        raise typer.Exit(2 if isinstance(error, loading.UserError) else 1) from error
 
 
 @app.command()
@@ -56,7 +56,8 @@ def demo(
 ) -> None:
     """Draw a contact sheet of edits with the embedded checkpoint.
 
-    Half a map, a gradient, and a ramp of strengths, each with its original and its results. It takes seconds on a CPU.
+    Half a map, a gradient, a ramp of strengths, and edits that an image prompt and edges steer, each with its original.
+    It takes seconds on a CPU.
 
     \b
     Example:
@@ -90,13 +91,61 @@ def edit(
             help="An SDXL checkpoint: a name on the Hub, a folder with a model_index.json, or the small one that this "
             "package embeds.",
         ),
-    ] = editing.EMBEDDED,
+    ] = loading.EMBEDDED,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of denoising steps.")] = 25,
     guidance_scale: Annotated[
         float | None,
         typer.Option(
             metavar="X",
             help="How closely to follow the prompt; 1 turns guidance off. 7.5 by default, 2 for the embedded model.",
+        ),
+    ] = None,
+    control_image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_URL", help="What a ControlNet follows where the map lets it, e.g. edges; scaled to IMAGE."
+        ),
+    ] = None,
+    control_mode: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="What a ControlNet-Union shall take --control-image for, a number that its model card lists; with the "
+            "embedded one 0 for edges, 1 for depth.",
+        ),
+    ] = None,
+    controlnet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO_OR_DIR",
+            help="A ControlNet or ControlNet-Union for --model; by default the one that goes with the embedded model.",
+        ),
+    ] = None,
+    control_scale: Annotated[
+        float | None, typer.Option(metavar="X", help="How much --control-image counts, 1 by default.")
+    ] = None,
+    ip_adapter_image: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_URL", help="An image prompt: shows what PROMPT leaves open."),
+    ] = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The weights of an IP-Adapter for --model, a path or a file on the Hub (owner/name/folder/file), with "
+            "a folder image_encoder beside them; by default those that go with the embedded model.",
+        ),
+    ] = None,
+    ip_adapter_scale: Annotated[
+        float | None, typer.Option(metavar="X", help="How much --ip-adapter-image counts, 1 by default.")
+    ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO_OR_FILE",
+            help="A LoRA for --model: a path, a name on the Hub, or a file there (owner/name/file). It needs "
+            "`pip install modular-diffdiff[lora]`.",
         ),
     ] = None,
     seed: Annotated[
@@ -136,36 +185,72 @@ def edit(
 
     White parts of the map keep the original, black parts change freely, and greys lie between. The result has the
     image's size. Its PNG holds, as JSON in the text chunk "modular-diffdiff", all that it takes to repeat it: prompt,
-    seed, model, settings and versions, and the SHA-256 of both files' bytes, as read or fetched.
+    seed, model, settings and versions, and the SHA-256 of each picture's bytes, as read or fetched.
 
     \b
     Examples:
       modular-diffdiff edit photo.png map.png "a green pear" --seed 1
+      modular-diffdiff edit photo.png map.png "a pear" --ip-adapter-image orange.png
       modular-diffdiff edit photo.png map.png "a snowy street" --count 4 \\
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
     """
     with _one_line_errors():
         if guidance_scale is None:
-            guidance_scale = GUIDANCE_SCALE if model == editing.EMBEDDED else 7.5
-        if not 0 <= guidance_scale < math.inf:
-            raise editing.UserError(f"--guidance-scale is {guidance_scale}; it takes a number of at least 0.")
+            guidance_scale = GUIDANCE_SCALE if model == loading.EMBEDDED else 7.5
+        _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
+        steering = {"--control-mode": control_mode, "--controlnet": controlnet, "--control-scale": control_scale}
+        if _is_used("--control-image", control_image, steering):
+            if controlnet is None:
+                controlnet = loading.default_for(model, "--controlnet", union=control_mode is not None)
+            control_scale = 1.0 if control_scale is None else control_scale
+        steering = {"--ip-adapter": ip_adapter, "--ip-adapter-scale": ip_adapter_scale}
+        if _is_used("--ip-adapter-image", ip_adapter_image, steering):
+            if ip_adapter is None:
+                ip_adapter = loading.default_for(model, "--ip-adapter")
+            ip_adapter_scale = 1.0 if ip_adapter_scale is None else ip_adapter_scale
         if seed is None:
             seed = secrets.randbelow(MAX_SEED + 1)
         out = out or Path(f"{Path(editing.file_name(image)).stem}-edit.png")
         paths = {seed: out} if count == 1 else {n: out.with_stem(f"{out.stem}-{n}") for n in range(seed, seed + count)}
         editing.check_outputs(list(paths.values()), overwrite)
-        editing.find_model(model)
-        pictures = editing.read_picture(image, "IMAGE"), editing.read_picture(change_map, "MAP")
-        asked = editing.Edit(prompt, negative, steps, guidance_scale, invert_map)
+        chosen = loading.Model(model, device, dtype, offload, controlnet, ip_adapter, ip_adapter_scale, lora)
+        loading.check_names(chosen)
+        locations = {
+            "IMAGE": image,
+            "MAP": change_map,
+            "--control-image": control_image,
+            "--ip-adapter-image": ip_adapter_image,
+        }
+        pictures = editing.Pictures(
+            *(
+                None if location is None else editing.read_picture(location, argument)
+                for argument, location in locations.items()
+            )
+        )
+        asked = editing.Edit(prompt, negative, steps, guidance_scale, invert_map, control_mode, control_scale)
         with editing.quiet_libraries():
-            editing.check_pictures(*pictures)
-            chosen = editing.choose_model(model, device, dtype, offload)
-            pipe = editing.load_pipeline(chosen, guidance_scale)
-            settings = editing.describe_run(pipe, chosen, asked, *pictures)
+            editing.check_pictures(pictures)
+            chosen = loading.choose_device(chosen)
+            pipe = loading.load_pipeline(chosen, guidance_scale)
+            settings = editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
-                result = editing.run_edit(pipe, asked, *(picture.pixels for picture in pictures), n)
+                result = editing.run_edit(pipe, asked, pictures, n)
                 editing.write_png(result, path, overwrite, settings | {"seed": n})
                 typer.echo(f"{path} (seed {n})")
+
+
+def _check_scales(scales: dict[str, float | None]) -> None:
+    for name, scale in scales.items():
+        if scale is not None and not 0 <= scale < math.inf:
+            raise loading.UserError(f"--{name}-scale is {scale}; it takes a number of at least 0.")
+
+
+def _is_used(option: str, value: str | None, others: dict[str, Any]) -> bool:
+    """Whether an option is given; the others mean nothing without it."""
+    lost = [name for name, other in others.items() if other is not None]
+    if value is None and lost:
+        raise loading.UserError(f"{lost[0]} needs {option}.")
+    return value is not None
 
 
 def main() -> None:

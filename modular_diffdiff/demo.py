@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from PIL import ImageDraw, ImageFont
 
-from . import editing
-from .still_life import GUIDANCE_SCALE
+from . import loading
+from .still_life import GUIDANCE_SCALE, controls
 from .still_life.scene import SIZE, Scene, render
 
 
@@ -18,6 +19,8 @@ STEPS, SEED = 25, 0
 TILE, GAP, MARGIN = 256, 16, 32
 TITLE_SIZE, CAPTION_SIZE = 28, 24  # readable at half the size, as READMEs show it
 PAPER, INK, EDGE = (255, 255, 255), (32, 32, 32), (160, 160, 160)
+STEERED = Scene("apple", "green", "striped", light=0.3)
+STEERED_TITLE = "Right half free: an image prompt gives the colour (IP-Adapter), edges the shape (ControlNet)"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,25 @@ class Row:
     title: str
     scene: Scene
     results: list[Result]
+
+
+@dataclass(frozen=True)
+class Steered:
+    """One edit that a second picture steers.
+
+    Attributes:
+        prompt: What the released half shall show.
+        guide: The second picture.
+        guide_caption: What it is.
+        given_as: The input that it is given as.
+        model: The companion of the checkpoint that takes it, as `loading.Model` names it.
+    """
+
+    prompt: str
+    guide: PIL.Image.Image
+    guide_caption: str
+    given_as: str
+    model: dict[str, Any]
 
 
 def half_map() -> np.ndarray:
@@ -71,6 +93,40 @@ def plan_rows() -> list[Row]:
             [Result("orange apple", np.full((SIZE, SIZE), 1 - s), f"strength {s}") for s in (0.25, 0.5, 0.75)],
         ),
     ]
+
+
+def plan_steered() -> list[Steered]:
+    """What the sheet's last row shows: an image prompt, and edges, each for the right half of `STEERED`."""
+    return [
+        Steered(
+            "a pear on a striped background",
+            PIL.Image.fromarray(render(Scene("apple", "orange", "plain", seed=3))),
+            "image prompt",
+            "ip_adapter_image",
+            {"ip_adapter": loading.EMBEDDED, "ip_adapter_scale": 1.0},
+        ),
+        Steered(
+            "a blue bottle on a striped background",
+            controls.outline(Scene("bottle", "blue", "plain", light=0.3)),
+            "edges",
+            "control_image",
+            {"controlnet": loading.EMBEDDED},
+        ),
+    ]
+
+
+def run_steered(steered: Steered) -> PIL.Image.Image:
+    """`STEERED` with its right half free."""
+    pipe = loading.load_pipeline(loading.Model(loading.EMBEDDED, "cpu", "float32", **steered.model), GUIDANCE_SCALE)
+    return pipe(
+        prompt=steered.prompt,
+        image=PIL.Image.fromarray(render(STEERED)),
+        diffdiff_map=half_map(),
+        num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(SEED),
+        output="images",
+        **{steered.given_as: steered.guide},
+    )[0]
 
 
 def run_rows(pipe, rows: list[Row]) -> list[list[PIL.Image.Image]]:
@@ -125,20 +181,26 @@ def draw_sheet(rows: list[tuple[str, list[tuple[PIL.Image.Image, str]]]]) -> PIL
     return sheet
 
 
+def _original(scene: Scene) -> tuple[PIL.Image.Image, str]:
+    return PIL.Image.fromarray(render(scene)), f"original: {scene.colour} {scene.kind}"
+
+
 def make_sheet() -> PIL.Image.Image:
-    """The contact sheet, made by the embedded checkpoint on the CPU."""
+    """The contact sheet, made by the embedded checkpoint and its companions on the CPU."""
     rows = plan_rows()
-    pipe = editing.load_pipeline(editing.Model(editing.EMBEDDED, "cpu", "float32"), GUIDANCE_SCALE)
-    return draw_sheet(
-        [
-            (
-                row.title,
-                [
-                    (PIL.Image.fromarray(render(row.scene)), f"original: {row.scene.colour} {row.scene.kind}"),
-                    (shown_map(row.results), "change map"),
-                    *((picture, result.caption) for picture, result in zip(pictures, row.results, strict=True)),
-                ],
-            )
-            for row, pictures in zip(rows, run_rows(pipe, rows), strict=True)
-        ]
-    )
+    pipe = loading.load_pipeline(loading.Model(loading.EMBEDDED, "cpu", "float32"), GUIDANCE_SCALE)
+    drawn = [
+        (
+            row.title,
+            [
+                _original(row.scene),
+                (shown_map(row.results), "change map"),
+                *((picture, result.caption) for picture, result in zip(pictures, row.results, strict=True)),
+            ],
+        )
+        for row, pictures in zip(rows, run_rows(pipe, rows), strict=True)
+    ]
+    steered = [_original(STEERED)]
+    for edit in plan_steered():
+        steered += [(edit.guide, edit.guide_caption), (run_steered(edit), f"“{edit.prompt.split(' on ')[0]}”")]
+    return draw_sheet([*drawn, (STEERED_TITLE, steered)])

@@ -10,13 +10,12 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,20 +26,14 @@ import PIL.Image
 import PIL.ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from .still_life import CHECKPOINT
+from .loading import Model, UserError, cached_commits
 
 
-EMBEDDED = "still-life"
 METADATA_KEY = "modular-diffdiff"
-_MODEL_INDEXES = ("modular_model_index.json", "model_index.json")
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_VERSIONS = ("modular-diffdiff", "diffusers", "transformers", "peft", "torch")  # what decides pixels
 _FETCH_TIMEOUT = 30  # seconds
 # damaged files end in any of these, and so do URLs
 _UNREADABLE = (OSError, ValueError, SyntaxError, HTTPException, PIL.Image.DecompressionBombError)
-
-
-class UserError(Exception):
-    """A mistake of the user's; the message names the input."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +52,24 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What an edit starts from: an image and a change map, and what steers it, None for nothing."""
+
+    image: Picture
+    map: Picture
+    control_image: Picture | None = None
+    ip_adapter_image: Picture | None = None
+
+
+@dataclass(frozen=True)
 class Edit:
     """What is asked of a model, but for the seed.
 
     Attributes:
         guidance_scale: Of classifier-free guidance; 1 turns it off.
         invert_map: Whether white marks what changes.
+        control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
+        control_scale: How much the control image counts, 0 for nothing; None without one.
     """
 
     prompt: str
@@ -72,23 +77,8 @@ class Edit:
     steps: int
     guidance_scale: float
     invert_map: bool
-
-
-@dataclass(frozen=True)
-class Model:
-    """An SDXL checkpoint and how it runs.
-
-    Attributes:
-        model: "still-life" (the embedded one), a folder with a model_index.json, or a Hub repository "owner/name".
-        device: Where it runs, a name that torch has.
-        dtype: Of its weights, a name that torch has.
-        offload: Whether its parts wait in main memory until they run.
-    """
-
-    model: str
-    device: str
-    dtype: str
-    offload: bool = False
+    control_mode: int | None = None
+    control_scale: float | None = None
 
 
 def _is_url(location: str) -> bool:
@@ -159,22 +149,6 @@ def write_png(image: PIL.Image.Image, path: Path, overwrite: bool, settings: dic
         partial.unlink(missing_ok=True)
 
 
-def find_model(model: str) -> str:
-    """What diffusers calls a `Model.model`: a folder, or a repository's name.
-
-    Raises:
-        UserError: If it can be neither.
-    """
-    if model == EMBEDDED:
-        return CHECKPOINT
-    if Path(model).is_dir():
-        if not any(Path(model, index).is_file() for index in _MODEL_INDEXES):
-            raise UserError(f"--model {model!r} is a folder without a model_index.json.")
-    elif Path(model).exists() or not _HUB_NAME.fullmatch(model):
-        raise UserError(f"--model {model!r} is no folder, and no repository's name on the Hub (owner/name).")
-    return model
-
-
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Leaves of the libraries' output the denoising bar and the Hub's downloads, and of warnings those about maps.
@@ -206,7 +180,7 @@ def quiet_libraries() -> Iterator[None]:
                     library.enable_progress_bar()
 
 
-def check_pictures(image: Picture, change_map: Picture) -> None:
+def check_pictures(pictures: Pictures) -> None:
     """Lets the blocks refuse an image or a map before any model is loaded.
 
     Raises:
@@ -215,64 +189,13 @@ def check_pictures(image: Picture, change_map: Picture) -> None:
     from .blocks import diffdiff_map, diffdiff_sdxl_checks
 
     try:
-        diffdiff_sdxl_checks.image_geometry(image.pixels)
-        diffdiff_map.load_maps(change_map.pixels)
+        diffdiff_sdxl_checks.image_geometry(pictures.image.pixels)
+        diffdiff_map.load_maps(pictures.map.pixels)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def choose_model(model: str, device: str | None, dtype: str | None, offload: bool) -> Model:
-    """Fills in what was left open: this machine's accelerator or its CPU, in float16 and float32.
-
-    Raises:
-        UserError: If there is no such device, or no accelerator to offload from.
-    """
-    import torch
-    from diffusers.utils.torch_utils import get_device
-
-    accelerator = get_device()
-    try:
-        found = torch.device(device or accelerator)
-        torch.zeros(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {device!r} cannot be used here: {error}") from error
-    if offload and found.type == "cpu":
-        lack = "this machine has none" if accelerator == "cpu" else f"--device is {device}"
-        raise UserError(f"--offload needs an accelerator to move the model's parts to while they run, and {lack}.")
-    return Model(model, str(found), dtype or ("float32" if found.type == "cpu" else "float16"), offload)
-
-
-def load_pipeline(model: Model, guidance_scale: float):
-    """The differential diffusion pipeline of a checkpoint, ready to run.
-
-    Raises:
-        UserError: If there is no such checkpoint, or one of its components cannot be loaded.
-    """
-    import torch
-    from diffusers import ClassifierFreeGuidance, ComponentsManager
-
-    from .presets import SDXLDiffDiffBlocks
-
-    manager = ComponentsManager() if model.offload else None
-    try:
-        pipe = SDXLDiffDiffBlocks().init_pipeline(find_model(model.model), components_manager=manager)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {model.model!r} cannot be loaded: {error.__cause__ or error}") from error
-    pipe.load_components(dtype=getattr(torch, model.dtype))
-    for name in pipe.null_component_names:
-        try:
-            pipe.update_components(**{name: pipe.get_component_spec(name).load()})  # now it says why it fails
-        except Exception as error:
-            raise UserError(f"--model {model.model!r} gives no `{name}`: {error}") from error
-    pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=guidance_scale))
-    if model.offload:
-        manager.enable_auto_cpu_offload(device=model.device)
-    else:
-        pipe.to(model.device)
-    return pipe
-
-
-def run_edit(pipe, edit: Edit, image: PIL.Image.Image, change_map: PIL.Image.Image, seed: int) -> PIL.Image.Image:
+def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image:
     """One edited picture, of the image's size.
 
     Raises:
@@ -280,42 +203,41 @@ def run_edit(pipe, edit: Edit, image: PIL.Image.Image, change_map: PIL.Image.Ima
     """
     import torch
 
+    steering = {}
+    if pictures.ip_adapter_image is not None:
+        steering["ip_adapter_image"] = pictures.ip_adapter_image.pixels.convert("RGB")
+    if pictures.control_image is not None:
+        steering["control_image"] = pictures.control_image.pixels
+        steering["controlnet_conditioning_scale"] = edit.control_scale
+        if edit.control_mode is not None:
+            steering["control_mode"] = edit.control_mode
     try:
         return pipe(
             prompt=edit.prompt,
             negative_prompt=edit.negative_prompt,
-            image=image,
-            diffdiff_map=change_map,
+            image=pictures.image.pixels,
+            diffdiff_map=pictures.map.pixels,
             invert_diffdiff_map=edit.invert_map,
             num_inference_steps=edit.steps,
             generator=torch.Generator().manual_seed(seed),
             output="images",
+            **steering,
         )[0]
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def describe_run(pipe, model: Model, edit: Edit, image: Picture, change_map: Picture) -> dict[str, Any]:
+def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str, Any]:
     """All that decides an edit's pixels but the seed, as JSON takes it."""
+    given = {field.name: getattr(pictures, field.name) for field in fields(pictures)}
     return {
         **asdict(edit),
-        "image": {"name": image.name, "sha256": image.sha256},
-        "map": {"name": change_map.name, "sha256": change_map.sha256},
+        **{name: picture and {"name": picture.name, "sha256": picture.sha256} for name, picture in given.items()},
         **asdict(model),
-        "commit": _hub_commit(model.model),
+        "commits": cached_commits(model),
         "scheduler": type(pipe.scheduler).__name__,
-        "versions": {name: _version(name) for name in ("modular-diffdiff", "diffusers", "transformers", "torch")},
+        "versions": {name: _version(name) for name in _VERSIONS},
     }
-
-
-def _hub_commit(model: str) -> str | None:
-    """The commit that the Hub's cache holds of this model, None for a folder."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if model == EMBEDDED or Path(model).is_dir():
-        return None
-    cached = [try_to_load_from_cache(model, index) for index in _MODEL_INDEXES]
-    return next((Path(path).parent.name for path in cached if isinstance(path, str)), None)
 
 
 def _version(name: str) -> str | None:

@@ -1,9 +1,23 @@
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from modular_diffdiff.still_life.models import build_tokenizer
+
+from .helpers import let_it_speak
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +82,52 @@ def tiny(tokenizer) -> dict:
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
         ),
     }
+
+
+@pytest.fixture(scope="session")
+def controlnet(tiny):
+    torch.manual_seed(1)
+    return let_it_speak(ControlNetModel.from_unet(tiny["unet"], conditioning_embedding_out_channels=(4, 4, 8, 8)))
+
+
+@pytest.fixture(scope="session")
+def union(tiny):
+    torch.manual_seed(2)
+    unet = tiny["unet"].config
+    names = (
+        "down_block_types",
+        "block_out_channels",
+        "layers_per_block",
+        "attention_head_dim",
+        "norm_num_groups",
+        "cross_attention_dim",
+        "use_linear_projection",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+    )
+    return let_it_speak(
+        ControlNetUnionModel(
+            **{name: unet[name] for name in names},
+            conditioning_embedding_out_channels=(4, 4, 8, 8),
+            num_trans_channel=16,
+            num_proj_channel=16,
+            num_trans_head=2,
+            num_control_type=4,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def image_encoder():
+    torch.manual_seed(3)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=56,
+    )
+    return CLIPVisionModelWithProjection(config).eval()

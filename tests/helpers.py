@@ -51,3 +51,37 @@ def euler(spacing: str = "trailing", **config) -> EulerDiscreteScheduler:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, in units of b's root mean square."""
     return ((a - b).abs().max() / b.square().mean().sqrt()).item()
+
+
+def let_it_speak(controlnet):
+    """A fresh ControlNet's outputs are zero convolutions; give them weights that show."""
+    with torch.no_grad():
+        for name, parameter in controlnet.named_parameters():
+            if "controlnet_down_blocks" in name or "controlnet_mid_block" in name:
+                parameter.normal_(std=0.3)
+    return controlnet.eval()
+
+
+def adapter_weights(unet, seed: int, tokens: int = 4, image_dim: int = 16) -> dict:
+    """An IP-Adapter in the form that `load_ip_adapter` takes, with random weights."""
+    generator = seeded(seed)
+    text_dim = unet.config.cross_attention_dim
+
+    def random(*shape):
+        return 0.5 * torch.randn(*shape, generator=generator)
+
+    attention = {}
+    for index, name in enumerate(unet.attn_processors):
+        if "attn2" in name:
+            width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+            attention |= {
+                f"{index}.to_k_ip.weight": random(width, text_dim),
+                f"{index}.to_v_ip.weight": random(width, text_dim),
+            }
+    projection = {
+        "proj.weight": random(tokens * text_dim, image_dim),
+        "proj.bias": random(tokens * text_dim),
+        "norm.weight": torch.ones(text_dim),
+        "norm.bias": torch.zeros(text_dim),
+    }
+    return {"image_proj": projection, "ip_adapter": attention}

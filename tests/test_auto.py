@@ -11,8 +11,6 @@ from diffusers import (
     AutoGuidance,
     ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance,
-    ControlNetModel,
-    ControlNetUnionModel,
     FrequencyDecoupledGuidance,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
@@ -33,7 +31,6 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLTextEncoderStep
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from modular_diffdiff import (
     DIFFDIFF_AUTO_BLOCKS,
@@ -47,7 +44,7 @@ from modular_diffdiff import (
     SDXLDiffDiffPrepareLatentsStep,
 )
 
-from .helpers import build, diffdiff, euler, image_to_image, picture, relative, seeded
+from .helpers import adapter_weights, build, diffdiff, euler, image_to_image, picture, relative, seeded
 
 
 HALF = torch.cat([torch.ones(32, 16), torch.zeros(32, 16)], 1)
@@ -60,89 +57,6 @@ WORKFLOWS = {
     "ip_adapter_controlnet_union_diffdiff": ("ip_adapter_image", "control_image", "control_mode"),
 }
 BASE = ["text_encoder", "image_encoder", "input", "set_timesteps", "prepare_latents", "prepare_add_cond"]
-
-
-def let_it_speak(controlnet):
-    """A fresh ControlNet's outputs are zero convolutions; give them weights that show."""
-    with torch.no_grad():
-        for name, parameter in controlnet.named_parameters():
-            if "controlnet_down_blocks" in name or "controlnet_mid_block" in name:
-                parameter.normal_(std=0.3)
-    return controlnet.eval()
-
-
-@pytest.fixture(scope="module")
-def controlnet(tiny):
-    torch.manual_seed(1)
-    return let_it_speak(ControlNetModel.from_unet(tiny["unet"], conditioning_embedding_out_channels=(4, 4, 8, 8)))
-
-
-@pytest.fixture(scope="module")
-def union(tiny):
-    torch.manual_seed(2)
-    unet = tiny["unet"].config
-    names = (
-        "down_block_types",
-        "block_out_channels",
-        "layers_per_block",
-        "attention_head_dim",
-        "norm_num_groups",
-        "cross_attention_dim",
-        "use_linear_projection",
-        "addition_embed_type",
-        "addition_time_embed_dim",
-        "projection_class_embeddings_input_dim",
-    )
-    return let_it_speak(
-        ControlNetUnionModel(
-            **{name: unet[name] for name in names},
-            conditioning_embedding_out_channels=(4, 4, 8, 8),
-            num_trans_channel=16,
-            num_proj_channel=16,
-            num_trans_head=2,
-            num_control_type=4,
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def image_encoder():
-    torch.manual_seed(3)
-    config = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        projection_dim=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=224,
-        patch_size=56,
-    )
-    return CLIPVisionModelWithProjection(config).eval()
-
-
-def adapter_weights(unet, seed: int, tokens: int = 4, image_dim: int = 16) -> dict:
-    """An IP-Adapter in the form that `load_ip_adapter` takes, with random weights."""
-    generator = seeded(seed)
-    text_dim = unet.config.cross_attention_dim
-
-    def random(*shape):
-        return 0.5 * torch.randn(*shape, generator=generator)
-
-    attention = {}
-    for index, name in enumerate(unet.attn_processors):
-        if "attn2" in name:
-            width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
-            attention |= {
-                f"{index}.to_k_ip.weight": random(width, text_dim),
-                f"{index}.to_v_ip.weight": random(width, text_dim),
-            }
-    projection = {
-        "proj.weight": random(tokens * text_dim, image_dim),
-        "proj.bias": random(tokens * text_dim),
-        "norm.weight": torch.ones(text_dim),
-        "norm.bias": torch.zeros(text_dim),
-    }
-    return {"image_proj": projection, "ip_adapter": attention}
 
 
 @pytest.fixture

@@ -18,14 +18,15 @@ import transformers
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image, ImageFont
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import modular_diffdiff
-from modular_diffdiff import demo, editing
+from modular_diffdiff import demo, editing, loading, still_life
 from modular_diffdiff.cli import app
 from modular_diffdiff.still_life.scene import SIZE, render
 
-from .helpers import picture
+from .helpers import adapter_weights, picture, seeded
 
 
 WIDTH, HEIGHT = 45, 37
@@ -202,7 +203,186 @@ def test_a_map_of_another_shape_is_announced(edit):
     assert f"Warning: `diffdiff_map` is {WIDTH} x {2 * HEIGHT} pixels" in shown
 
 
+# What steers it
+
+
+@pytest.fixture(scope="session")
+def steering(tiny, controlnet, union, image_encoder, tmp_path_factory) -> Path:
+    """Tiny ControlNets, an IP-Adapter and a LoRA in a folder, in the forms that upstream reads."""
+    folder = tmp_path_factory.mktemp("steering")
+    controlnet.save_pretrained(folder / "controlnet")
+    union.save_pretrained(folder / "union")
+    image_encoder.save_pretrained(folder / "ip_adapter/image_encoder")
+    weights = {
+        f"{part}.{name}": weight
+        for part, named in adapter_weights(tiny["unet"], seed=1).items()
+        for name, weight in named.items()
+    }
+    save_file(weights, folder / "ip_adapter/weights.safetensors")
+    width = tiny["unet"].mid_block.attentions[0].transformer_blocks[0].attn1.to_q.in_features
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {
+        f"{name}.lora_A.weight": torch.randn(2, width, generator=seeded(1)),
+        f"{name}.lora_B.weight": torch.randn(width, 2, generator=seeded(2)),
+    }
+    save_file(lora, folder / "lora.safetensors")
+    save_file({f"nothing.{name}": weight for name, weight in lora.items()}, folder / "empty.safetensors")
+    return folder
+
+
+@pytest.fixture
+def guides(folder):
+    """Two pictures that steer."""
+    picture(HEIGHT, WIDTH, seed=3).save("control.png")
+    picture(50, 40, seed=4).save("prompt.png")
+
+
+STEERED = {
+    "controlnet": ("--control-image", "control.png", "--controlnet", "{}/controlnet"),
+    "controlnet_union": ("--control-image", "control.png", "--control-mode", "1", "--controlnet", "{}/union"),
+    "ip_adapter": ("--ip-adapter-image", "prompt.png", "--ip-adapter", "{}/ip_adapter/weights.safetensors"),
+    "lora": ("--lora", "{}/lora.safetensors"),
+}
+STEERED["all"] = (*STEERED["controlnet_union"], *STEERED["ip_adapter"], *STEERED["lora"])
+
+
+@pytest.mark.usefixtures("guides")
+@pytest.mark.parametrize("how", STEERED)
+def test_what_steers_an_edit_shows_and_is_told(edit, run, steering, how):
+    options = [option.format(steering) for option in STEERED[how]]
+    edit("--seed", 5, "--out", "plain.png")
+    edit("--seed", 5, "--out", "a.png", *options)
+    assert (pixels("a.png") != pixels("plain.png")).any()
+    told = settings("a.png")
+    repeated = [
+        *(("--controlnet", told["controlnet"]) if told["controlnet"] else ()),
+        *(("--control-image", told["control_image"]["name"]) if told["control_image"] else ()),
+        *(("--control-mode", told["control_mode"]) if told["control_mode"] is not None else ()),
+        *(("--control-scale", told["control_scale"]) if told["control_scale"] is not None else ()),
+        *(("--ip-adapter", told["ip_adapter"]) if told["ip_adapter"] else ()),
+        *(("--ip-adapter-image", told["ip_adapter_image"]["name"]) if told["ip_adapter_image"] else ()),
+        *(("--ip-adapter-scale", told["ip_adapter_scale"]) if told["ip_adapter_scale"] is not None else ()),
+        *(("--lora", told["lora"]) if told["lora"] else ()),
+    ]
+    edit("--seed", told["seed"], "--out", "b.png", *repeated)
+    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
+    for name, file in (("control_image", "control.png"), ("ip_adapter_image", "prompt.png")):
+        assert told[name] is None or told[name] == {"name": file, "sha256": sha256(file)}
+
+
+@pytest.mark.usefixtures("guides")
+@pytest.mark.parametrize(("how", "scale"), [("controlnet", "--control-scale"), ("ip_adapter", "--ip-adapter-scale")])
+def test_a_scale_of_zero_is_no_steering(edit, steering, how, scale):
+    options = [option.format(steering) for option in STEERED[how]]
+    edit("--seed", 5, "--out", "plain.png")
+    edit("--seed", 5, "--out", "a.png", *options, scale, 0)
+    np.testing.assert_allclose(pixels("a.png"), pixels("plain.png").astype(float), atol=1)
+    edit("--seed", 5, "--out", "b.png", *options, scale, 0.5)
+    edit("--seed", 5, "--out", "c.png", *options)
+    assert (pixels("b.png") != pixels("c.png")).any()
+
+
+@pytest.mark.usefixtures("guides")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--control-image", "control.png"),
+        ("--control-image", "control.png", "--control-mode", "1"),
+        ("--ip-adapter-image", "prompt.png"),
+    ],
+    ids=["edges", "depth", "image prompt"],
+)
+def test_the_embedded_model_has_its_own(run, options):
+    arguments = ("edit", "photo.png", "map.png", "a green pear", "--steps", 2, "--seed", 5)
+    run(*arguments, "--out", "plain.png")
+    run(*arguments, "--out", "a.png", *options)
+    assert (pixels("a.png") != pixels("plain.png")).any()
+    told = settings("a.png")
+    assert {told["controlnet"], told["ip_adapter"]} & {loading.EMBEDDED, loading.EMBEDDED_UNION}
+
+
+def test_the_encoder_of_an_ip_adapter_is_found_where_its_repository_has_it():
+    """The three layouts of h94/IP-Adapter, as its README lists them."""
+    folders = {
+        "h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors": "sdxl_models/image_encoder",
+        "h94/IP-Adapter/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors": "models/image_encoder",
+        "someone/adapter/weights.safetensors": "image_encoder",
+    }
+    for location, folder in folders.items():
+        assert loading.image_encoder_folder(loading.find_ip_adapter(location)) == folder
+
+
+def test_a_lora_is_named_in_any_form_that_upstream_loads(steering):
+    assert loading.find_lora("someone/lora") == ("someone/lora", "", None)
+    assert loading.find_lora("someone/lora/deep/er/name.safetensors") == ("someone/lora", "deep/er", "name.safetensors")
+    assert loading.find_lora(str(steering)) == (str(steering), "", None)
+    assert loading.find_lora(str(steering / "lora.safetensors")) == (str(steering), "", "lora.safetensors")
+
+
 # What it refuses
+
+NEEDS = {
+    "--control-mode": ("--control-mode", "1"),
+    "--control-scale": ("--control-scale", "1"),
+    "--controlnet": ("--controlnet", "{}/controlnet"),
+    "--ip-adapter": ("--ip-adapter", "{}/ip_adapter/weights.safetensors"),
+    "--ip-adapter-scale": ("--ip-adapter-scale", "1"),
+}
+
+
+@pytest.mark.parametrize("option", NEEDS)
+def test_an_option_that_would_be_lost_is_refused(edit, steering, option):
+    options = [part.format(steering) for part in NEEDS[option]]
+    needed = "--control-image" if "control" in option else "--ip-adapter-image"
+    assert f"{option} needs {needed}" in the_line_of(edit(*options, code=2))
+
+
+BROKEN_STEERING = {
+    "a ControlNet that nobody named": (("--control-image", "control.png"), "--controlnet is needed"),
+    "an IP-Adapter that nobody named": (("--ip-adapter-image", "prompt.png"), "--ip-adapter is needed"),
+    "a control image that is text": (("--control-image", "text.png", "--controlnet", "{}/controlnet"), "text.png"),
+    "a control scale below zero": ((*STEERED["controlnet"], "--control-scale", "-1"), "--control-scale"),
+    "a folder that is no ControlNet": (("--control-image", "control.png", "--controlnet", "{}"), "config.json"),
+    "a UNet as ControlNet": (
+        ("--control-image", "control.png", "--controlnet", "{checkpoint}/unet"),
+        "not a ControlNet",
+    ),
+    "a ControlNet for another model": (
+        ("--control-image", "control.png", "--controlnet", f"{still_life.COMPANIONS}/controlnet"),
+        "`controlnet`",
+    ),
+    "a control image without a name": (("--control-image", "", "--controlnet", "{}/controlnet"), "--control-image"),
+    "an image prompt without a name": (("--ip-adapter-image", ""), "--ip-adapter"),
+    "a mode for what has none": ((*STEERED["controlnet"], "--control-mode", "1"), "`control_mode`"),
+    "a union without a mode": (("--control-image", "control.png", "--controlnet", "{}/union"), "`control_mode`"),
+    "a mode that the union lacks": (
+        ("--control-image", "control.png", "--controlnet", "{}/union", "--control-mode", "9"),
+        "`control_mode`",
+    ),
+    "the embedded ControlNet with another model": (
+        ("--control-image", "control.png", "--controlnet", "still-life"),
+        "--controlnet",
+    ),
+    "adapter weights without an encoder": (
+        ("--ip-adapter-image", "prompt.png", "--ip-adapter", "{}/lora.safetensors"),
+        "image_encoder",
+    ),
+    "adapter weights that are none": (("--ip-adapter-image", "prompt.png", "--ip-adapter", "nowhere"), "nowhere"),
+    "a LoRA that is not there": (("--lora", "./nowhere.safetensors"), "nowhere"),
+    "a LoRA for something else": (("--lora", "{}/empty.safetensors"), "empty.safetensors"),
+}
+
+
+@pytest.mark.usefixtures("guides")
+@pytest.mark.parametrize("mistake", BROKEN_STEERING)
+def test_a_mistake_in_steering_is_told_in_a_line_and_leaves_nothing(edit, steering, checkpoint, mistake):
+    Path("text.png").write_text("no picture")
+    before = sorted(Path().rglob("*"))
+    options, named = BROKEN_STEERING[mistake]
+    options = [option.format(steering, checkpoint=checkpoint) for option in options]
+    assert named in the_line_of(edit(*options, code=2))
+    assert sorted(Path().rglob("*")) == before
+
 
 BROKEN = {
     "a missing image": ({"image": "nowhere.png"}, (), "nowhere.png"),
@@ -247,7 +427,7 @@ def test_a_mistake_is_told_in_a_line_and_leaves_nothing(edit, checkpoint, mistak
 def test_what_can_be_seen_before_is_refused_before_a_model_is_loaded(edit, monkeypatch, inputs):
     Image.new("LA", (WIDTH, HEIGHT)).save("glass.png")
     Path("photo-edit.png").touch()
-    monkeypatch.setattr(editing, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     edit(*(["--out", "a.png"] if inputs else []), **inputs, code=2)
 
 
@@ -344,7 +524,8 @@ def test_a_model_in_the_cache_of_the_hub(process, folder, checkpoint):
     assert "2/2" in ended.stderr
     said = [line for line in ended.stderr.splitlines() if line and "it/s]" not in line]
     assert all(line.startswith("Could not reach the Hub") for line in said), said
-    assert (settings("photo-edit.png")["model"], settings("photo-edit.png")["commit"]) == ("someone/tiny", commit)
+    assert settings("photo-edit.png")["model"] == "someone/tiny"
+    assert settings("photo-edit.png")["commits"] == {"someone/tiny": commit}
 
 
 def test_help_does_not_wait_for_torch(process):

@@ -8,7 +8,7 @@ from diffusers import ComponentsManager, StableDiffusionXLPipeline
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.utils.torch_utils import TorchDeviceBackend
 
-from modular_diffdiff import TEXT2IMAGE_BLOCKS, SDXLDiffDiffAutoBlocks, editing
+from modular_diffdiff import TEXT2IMAGE_BLOCKS, SDXLDiffDiffAutoBlocks, loading
 
 from .helpers import diffdiff, picture, seeded
 
@@ -155,7 +155,7 @@ def test_the_command_line_offloads_through_the_manager(tiny, tmp_path, monkeypat
         taken_over.append((device, {name.rsplit("_", 1)[0] for name in manager.components}))
 
     monkeypatch.setattr(ComponentsManager, "enable_auto_cpu_offload", enable)
-    pipe = editing.load_pipeline(editing.Model(str(tmp_path), "cpu", "float32", offload=True), guidance_scale=2.0)
+    pipe = loading.load_pipeline(loading.Model(str(tmp_path), "cpu", "float32", offload=True), guidance_scale=2.0)
     ((device, names),) = taken_over
     assert device == "cpu"
     assert {"unet", "vae", "text_encoder", "text_encoder_2"} <= names

@@ -286,11 +286,19 @@ def _count_images(image: Any) -> int:
     return len(image) if getattr(image, "ndim", 3) == 4 else 1
 
 
-def check_control(controlnet, block_state, prompts: int) -> None:
+def check_control(components, block_state, prompts: int) -> None:
     """Refuses control inputs that the loaded ControlNet does not take, and brings the others into its form."""
     image, mode = block_state.control_image, block_state.control_mode
-    controlnet = unwrap_module(controlnet)
+    controlnet = unwrap_module(components.controlnet)
     several = isinstance(controlnet, MultiControlNetModel)
+    for net in controlnet.nets if several else [controlnet]:
+        given, needed = (model.config.cross_attention_dim for model in (net, components.unet))
+        if given != needed:
+            refuse(
+                "controlnet",
+                f"a {type(net).__name__} for text embeddings of {given} features",
+                f"one for the UNet's {needed}: a ControlNet that was trained for another model does not fit",
+            )
     union = isinstance(controlnet, ControlNetUnionModel)
     if union:
         _check_modes(controlnet, mode)
@@ -458,5 +466,5 @@ class SDXLDiffDiffAutoCheckInputsStep(SDXLDiffDiffCheckInputsStep):
             raise ValueError(f"`control_mode` is {block_state.control_mode!r}, but there is no `control_image` for it.")
         prompts = super().check(components, block_state, executed)
         if block_state.control_image is not None:
-            check_control(components.controlnet, block_state, prompts)
+            check_control(components, block_state, prompts)
         return prompts

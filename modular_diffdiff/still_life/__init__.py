@@ -5,5 +5,8 @@ from pathlib import Path
 
 # A folder in the standard SDXL form, for `from_pretrained` and `init_pipeline`; the latter passes over a `Path`.
 CHECKPOINT = str(Path(__file__).parent / "checkpoint")
+# Its ControlNets, image encoder and IP-Adapter, a subfolder each.
+COMPANIONS = str(Path(__file__).parent / "companions")
+IP_ADAPTER_NAME = "ip-adapter_still-life.safetensors"
 # Of classifier-free guidance; more pushes its colours out of range.
 GUIDANCE_SCALE = 2.0

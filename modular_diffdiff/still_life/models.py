@@ -1,17 +1,37 @@
-"""The untrained components of the still-life checkpoint: a small SDXL, part for part."""
+"""The untrained components of the still-life checkpoint and its companions: a small SDXL, part for part."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from pathlib import Path
 
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnProcessor
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
+from .controls import CONTROL_TYPES
 from .scene import BACKGROUNDS, COLOURS, KINDS
 
 
@@ -111,3 +131,90 @@ def build_scheduler() -> EulerDiscreteScheduler:
         timestep_spacing="trailing",
         steps_offset=1,
     )
+
+
+# Of the convolutions that bring a control image from 128 x 128 pixels to the latents' 16 x 16.
+_CONTROL_WIDTHS = (8, 16, 32, 64)
+
+
+def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet that starts as a copy of the UNet's encoder (Zhang et al., arXiv 2302.05543)."""
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_CONTROL_WIDTHS)
+
+
+def build_controlnet_union(controlnet: ControlNetModel) -> ControlNetUnionModel:
+    """A union of `CONTROL_TYPES` that starts as the ControlNet: what it has besides adds nothing yet."""
+    shared = {name: value for name, value in controlnet.config.items() if not name.startswith("_")}
+    width = controlnet.config.block_out_channels[0]
+    known = inspect.signature(ControlNetUnionModel).parameters
+    union = ControlNetUnionModel(
+        **{name: value for name, value in shared.items() if name in known},
+        num_control_type=len(CONTROL_TYPES),
+        num_trans_channel=width,
+        num_trans_head=4,
+        num_proj_channel=width,
+    )
+    union.load_state_dict(controlnet.state_dict(), strict=False)
+    nn.init.zeros_(union.control_add_embedding.linear_2.weight)
+    nn.init.zeros_(union.control_add_embedding.linear_2.bias)
+    return union
+
+
+def build_image_encoder() -> CLIPVisionModelWithProjection:
+    """CLIP's vision transformer, on 8 x 8 patches of 64 x 64 pixels; its embeddings have 128 values."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=256,
+            projection_dim=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+        )
+    )
+
+
+def build_feature_extractor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+
+
+def add_ip_adapter(unet: UNet2DConditionModel, image_dim: int) -> nn.ModuleDict:
+    """Puts an IP-Adapter (Ye et al., arXiv 2308.06721) into a UNet: four tokens of an image embedding (`image_dim`).
+
+    Its attention starts as a copy of the text's.
+
+    Returns:
+        What is to be trained: `image_proj`, and `ip_adapter`, a module an attention processor of the UNet.
+    """
+    text_dim = unet.config.cross_attention_dim
+    projection = ImageProjection(image_dim, text_dim, num_image_text_embeds=4)
+    processors = {}
+    for name in unet.attn_processors:
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        if "attn1" in name:  # self-attention
+            processors[name] = AttnProcessor()
+            continue
+        processors[name] = processor = IPAdapterAttnProcessor(attention.inner_dim, text_dim)
+        processor.to_k_ip[0].load_state_dict(attention.to_k.state_dict())
+        processor.to_v_ip[0].load_state_dict(attention.to_v.state_dict())
+    unet.set_attn_processor(processors)
+    unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
+    unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    attention = {
+        str(index): processor
+        for index, processor in enumerate(unet.attn_processors.values())
+        if isinstance(processor, IPAdapterAttnProcessor)
+    }
+    return nn.ModuleDict({"image_proj": projection, "ip_adapter": nn.ModuleDict(attention)})
+
+
+def ip_adapter_weights(adapter: nn.ModuleDict) -> dict[str, torch.Tensor]:
+    """What `add_ip_adapter` returned, in the file form that `load_ip_adapter` reads."""
+    names = {"image_embeds.": "proj.", "to_k_ip.0.": "to_k_ip.", "to_v_ip.0.": "to_v_ip."}
+    weights = {}
+    for name, weight in adapter.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        weights[name] = weight
+    return weights

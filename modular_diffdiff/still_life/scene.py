@@ -275,33 +275,56 @@ def _background(scene: Scene, rng: np.random.Generator, x: np.ndarray, y: np.nda
     return first * (1 - mix[..., None]) + second * mix[..., None]
 
 
-def render(scene: Scene, size: int = SIZE) -> np.ndarray:
-    """Draws a scene: (size, size, 3) uint8 RGB. The same scene gives the same picture."""
-    rng = np.random.default_rng([scene.seed, 2])
-    samples = 2  # each pixel is the mean of samples x samples
-    axis = ((np.arange(size * samples) + 0.5) / (size * samples)).astype(np.float32)
-    x, y = np.meshgrid(axis, axis)
+SAMPLES = 2  # each pixel is the mean of SAMPLES x SAMPLES
 
+
+class _View(NamedTuple):
+    """The image plane: grids (H, W) in [0, 1], and about the object in units of its half height."""
+
+    x: np.ndarray
+    y: np.ndarray
+    dx: np.ndarray
+    dy: np.ndarray
+
+
+def _look(scene: Scene, rng: np.random.Generator, size: int) -> tuple[_View, Surface]:
+    """The object as the camera sees it, SAMPLES times as fine as the picture."""
+    axis = ((np.arange(size * SAMPLES) + 0.5) / (size * SAMPLES)).astype(np.float32)
+    x, y = np.meshgrid(axis, axis)
     half = rng.uniform(0.29, 0.36)
     tilt = rng.uniform(-0.12, 0.12)
     albedo = np.clip(np.array(COLOURS[scene.colour], np.float32) * rng.uniform(0.92, 1.04, 3), 0, 255).astype(
         np.float32
     )
-    ground = _background(scene, rng, x, y).astype(np.float32)
-
     dx, dy = (x - scene.position[0]) / half, (y - scene.position[1]) / half
     u, v = dx * np.cos(tilt) + dy * np.sin(tilt), -dx * np.sin(tilt) + dy * np.cos(tilt)
+    return _View(x, y, dx, dy), _SHAPES[scene.kind](u, v, albedo)
 
-    shadow = ((dx + 0.55 * scene.light) / 1.05) ** 2 + ((dy - 0.94) / 0.24) ** 2
+
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    """(H, W, ...) in 0..255 to uint8, each pixel the mean of its samples."""
+    height, width = (side // SAMPLES for side in picture.shape[:2])
+    picture = picture.reshape(height, SAMPLES, width, SAMPLES, *picture.shape[2:]).mean((1, 3))
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def render(scene: Scene, size: int = SIZE) -> np.ndarray:
+    """Draws a scene: (size, size, 3) uint8 RGB. The same scene gives the same picture."""
+    rng = np.random.default_rng([scene.seed, 2])
+    view, surface = _look(scene, rng, size)
+    ground = _background(scene, rng, view.x, view.y).astype(np.float32)
+    shadow = ((view.dx + 0.55 * scene.light) / 1.05) ** 2 + ((view.dy - 0.94) / 0.24) ** 2
     ground = ground * (1 - 0.5 * np.exp(-shadow))[..., None]
 
-    surface = _SHAPES[scene.kind](u, v, albedo)
     light = _unit(np.array((0.9 * scene.light, -0.65, 0.75), np.float32))
     halfway = _unit(light + np.array((0, 0, 1), np.float32))
     diffuse = np.clip(surface.normal @ light, 0, None)
     gloss = np.clip(surface.normal @ halfway, 0, None) ** 40
     shaded = surface.albedo * (0.38 + 0.72 * diffuse)[..., None] + 90 * gloss[..., None]
+    return _shrink(np.where(surface.inside[..., None], shaded, ground))
 
-    picture = np.where(surface.inside[..., None], shaded, ground)
-    picture = picture.reshape(size, samples, size, samples, 3).mean((1, 3))
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+def depth(scene: Scene, size: int = SIZE) -> np.ndarray:
+    """How near the object is: (size, size) uint8, 0 for the background, up to 255 for the nearest surfaces."""
+    _, surface = _look(scene, np.random.default_rng([scene.seed, 2]), size)
+    return _shrink(np.where(surface.inside, 255 * (surface.depth + 0.5) / 1.5, 0))

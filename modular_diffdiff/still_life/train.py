@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,22 +38,33 @@ SAVE_EVERY = 200
 NO_PROMPT, EMPTY_PROMPT = 0.1, 0.03
 
 
+def cached(path: Path, name: str, rows: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """`count` arrays of one shape, computed once and mapped from `path`."""
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
+        whole = None
+        for index, row in enumerate(tqdm(rows, name, count)):
+            if whole is None:
+                whole = np.lib.format.open_memmap(partial, "w+", row.dtype, (count, *row.shape))
+            whole[index] = row
+        whole.flush()
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def in_parallel(function: Callable[[int], np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """`function` of the seeds 0 to count - 1, in order, on all cores."""
+    with get_context("spawn").Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.imap(function, range(count), chunksize=32)
+
+
 def _render_seed(seed: int) -> np.ndarray:
     return render(Scene.random(seed))
 
 
 def render_scenes(path: Path, count: int) -> np.ndarray:
-    """(count, 128, 128, 3) uint8 scenes of the seeds 0 to count - 1, rendered once and mapped from `path`."""
-    if not path.exists():
-        partial = path.with_suffix(".partial.npy")
-        scenes = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
-        with get_context("spawn").Pool() as pool:
-            pictures = pool.imap(_render_seed, range(count), chunksize=32)
-            for index, picture in enumerate(tqdm(pictures, "scenes", count)):
-                scenes[index] = picture
-        scenes.flush()
-        os.replace(partial, path)
-    return np.load(path, mmap_mode="r")
+    """(count, 128, 128, 3) uint8 scenes of the seeds 0 to count - 1."""
+    return cached(path, "scenes", in_parallel(_render_seed, count), count)
 
 
 def _pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
@@ -199,12 +212,16 @@ def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
 _FRAMES = ("a photo of", "a picture of", "a painting of", "a render of", "a still life with")
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene in words as people vary them: parts left open, other words around them, or nothing at all."""
+def caption(scene: Scene, rng: np.random.Generator, left_open: float = 0.08) -> str:
+    """The scene in words as people vary them: parts left open, other words around them, or nothing at all.
+
+    Args:
+        left_open: How often the colour is not said, and how often the kind is not.
+    """
     if rng.random() < EMPTY_PROMPT:
         return ""
-    colour = scene.colour if rng.random() < 0.92 else ""
-    kind = scene.kind if rng.random() < 0.92 else str(rng.choice(["object", "still life", "something"]))
+    colour = scene.colour if rng.random() >= left_open else ""
+    kind = scene.kind if rng.random() >= left_open else str(rng.choice(["object", "still life", "something"]))
     words = f"{colour} {kind}".strip()
     words = f"{'an' if words[0] in 'aeio' else 'a'} {words}"
     if rng.random() < 0.85:
@@ -217,6 +234,56 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return words
 
 
+@dataclass(frozen=True)
+class Noised:
+    """A batch on its way: what a denoiser is given, and the velocity (B, 4, 16, 16) that it should predict.
+
+    Attributes:
+        inputs: The arguments of a UNet's `forward`, which a ControlNet takes too.
+    """
+
+    inputs: dict[str, Any]
+    velocity: torch.Tensor
+
+    def loss(self, predicted: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(predicted.float(), self.velocity)
+
+
+def noise_latents(
+    x0: torch.Tensor, captions: list[str], tokenizer, text_encoder, text_encoder_2, generator: torch.Generator
+) -> Noised:
+    """Noises latents (B, 4, 16, 16) at random timesteps, and encodes their captions, some of them as no prompt."""
+    noising = DDPMScheduler.from_config(build_scheduler().config)
+    device = text_encoder.device
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids.to(device)
+    batch = len(captions)
+    noise = torch.randn(x0.shape, generator=generator).to(device)
+    timesteps = torch.randint(noising.config.num_train_timesteps, (batch,), generator=generator).to(device)
+    prompted = (torch.rand(batch, generator=generator) >= NO_PROMPT).to(device)
+    # original size, crop and target size; scenes have no resolution, so their size must not matter
+    sizes = torch.randint(64, 1100, (batch, 2), generator=generator)
+    time_ids = torch.cat([sizes, torch.zeros_like(sizes), sizes], 1).to(device)
+
+    x0 = x0.to(device)
+    first = text_encoder(tokens, output_hidden_states=True)
+    second = text_encoder_2(tokens, output_hidden_states=True)
+    prompt_embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    inputs = {
+        "sample": noising.add_noise(x0, noise, timesteps),
+        "timestep": timesteps,
+        "encoder_hidden_states": prompt_embeds * prompted[:, None, None],
+        "added_cond_kwargs": {"text_embeds": second.text_embeds * prompted[:, None], "time_ids": time_ids},
+    }
+    return Noised(inputs, noising.get_velocity(x0, noise, timesteps))
+
+
+def draw_rng(generator: torch.Generator) -> np.random.Generator:
+    """A NumPy generator that follows from torch's."""
+    return np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
+
+
 def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch: int = 64):
     """The denoiser and both text encoders, trained together on captioned latents (count, 4, 16, 16)."""
     tokenizer = build_tokenizer()
@@ -225,38 +292,14 @@ def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch
     unet = build_unet()
     unet.set_attn_processor(AttnProcessor())  # its backward pass is the fastest on a CPU
     modules = nn.ModuleDict({"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "unet": unet}).to(device)
-    config = build_scheduler().config
-    noising = DDPMScheduler.from_config(config)
     scenes = [Scene.random(seed) for seed in range(len(latents))]
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         indices = torch.randint(len(latents), (batch,), generator=generator)
-        rng = np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
-        tokens = tokenizer(
-            [caption(scenes[i], rng) for i in indices],
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(device)
-        noise = torch.randn(latents[indices].shape, generator=generator).to(device)
-        timesteps = torch.randint(noising.config.num_train_timesteps, (batch,), generator=generator).to(device)
-        prompted = (torch.rand(batch, generator=generator) >= NO_PROMPT).to(device)
-        # original size, crop and target size; scenes have no resolution, so their size must not matter
-        sizes = torch.randint(64, 1100, (batch, 2), generator=generator)
-        time_ids = torch.cat([sizes, torch.zeros_like(sizes), sizes], 1).to(device)
-
-        x0 = latents[indices].to(device)
-        first = text_encoder(tokens, output_hidden_states=True)
-        second = text_encoder_2(tokens, output_hidden_states=True)
-        prompt_embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
-        predicted = unet(
-            noising.add_noise(x0, noise, timesteps),
-            timesteps,
-            prompt_embeds * prompted[:, None, None],
-            added_cond_kwargs={"text_embeds": second.text_embeds * prompted[:, None], "time_ids": time_ids},
-        ).sample
-        return F.mse_loss(predicted.float(), noising.get_velocity(x0, noise, timesteps))
+        rng = draw_rng(generator)
+        captions = [caption(scenes[i], rng) for i in indices]
+        noised = noise_latents(latents[indices], captions, tokenizer, text_encoder, text_encoder_2, generator)
+        return noised.loss(unet(**noised.inputs).sample)
 
     fit("unet", modules, loss, steps, 8e-4, work, ema_decay=0.999)
     unet.set_default_attn_processor()

@@ -1,0 +1,302 @@
+"""Checkpoints and what goes with them: which one a name means, and a pipeline of them that is ready to run.
+
+Heavy libraries are imported where they are used: a mistake in a name is answered before they are loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .still_life import CHECKPOINT, COMPANIONS, IP_ADAPTER_NAME
+
+
+EMBEDDED, EMBEDDED_UNION = "still-life", "still-life-union"
+_MODEL_INDEXES = ("modular_model_index.json", "model_index.json")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_FILE = re.compile(rf"(?P<repo>{_HUB_NAME.pattern})/(?:(?P<folder>.+)/)?(?P<name>[^/]+\.(?:safetensors|bin))")
+
+
+class UserError(Exception):
+    """A mistake of the user's; the message names the input."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An SDXL checkpoint, what steers it, and how it runs.
+
+    Attributes:
+        model: "still-life" (the embedded one), a folder with a model_index.json, or a Hub repository "owner/name".
+        device: Where it runs, a name that torch has; None for `choose_device` to decide.
+        dtype: Of its weights, a name that torch has; None likewise.
+        offload: Whether its parts wait in main memory until they run.
+        controlnet: "still-life" (on edges), "still-life-union", a folder, or a Hub repository; None for none.
+        ip_adapter: "still-life", a weights file, or one on the Hub, "owner/name/folder/file"; None for none.
+        ip_adapter_scale: How much an image prompt counts, 0 for nothing; None without an IP-Adapter.
+        lora: A weights file, a folder, or a Hub repository, also with the file's name after it; None for none.
+    """
+
+    model: str
+    device: str | None
+    dtype: str | None
+    offload: bool = False
+    controlnet: str | None = None
+    ip_adapter: str | None = None
+    ip_adapter_scale: float | None = None
+    lora: str | None = None
+
+
+class WeightsFile(NamedTuple):
+    """A file as diffusers' loaders take it; without a name, they look for it."""
+
+    source: str
+    subfolder: str
+    name: str | None
+
+
+def find_model(location: str) -> str:
+    """What diffusers calls a `Model.model`: a folder, or a repository's name.
+
+    Raises:
+        UserError: If it can be neither.
+    """
+    return CHECKPOINT if location == EMBEDDED else _find(location, "--model", _MODEL_INDEXES)
+
+
+def find_controlnet(location: str) -> str:
+    """The same for a `Model.controlnet`."""
+    embedded = {EMBEDDED: "controlnet", EMBEDDED_UNION: "controlnet_union"}
+    if location in embedded:
+        return str(Path(COMPANIONS, embedded[location]))
+    return _find(location, "--controlnet", ("config.json",))
+
+
+def _find(location: str, option: str, indexes: tuple[str, ...]) -> str:
+    if Path(location).is_dir():
+        if not any(Path(location, index).is_file() for index in indexes):
+            raise UserError(f"{option} {location!r} is a folder without a {indexes[-1]}.")
+    elif Path(location).exists() or not _HUB_NAME.fullmatch(location):
+        raise UserError(f"{option} {location!r} is no folder, and no repository's name on the Hub (owner/name).")
+    return location
+
+
+def find_ip_adapter(location: str) -> WeightsFile:
+    """The file that a `Model.ip_adapter` means.
+
+    Raises:
+        UserError: If it can be none.
+    """
+    if location == EMBEDDED:
+        return WeightsFile(COMPANIONS, "ip_adapter", IP_ADAPTER_NAME)
+    found = _find_file(location)
+    if found is None:
+        raise UserError(
+            f"--ip-adapter {location!r} is no file, and no file's name on the Hub (owner/name/folder/file)."
+        )
+    if Path(location).is_file() and not Path(found.source, image_encoder_folder(found)).is_dir():
+        raise UserError(f"--ip-adapter {location!r} has no folder image_encoder beside it.")
+    return found
+
+
+def image_encoder_folder(adapter: WeightsFile) -> str:
+    """Where, in its source, an IP-Adapter's image encoder lies: beside it, as diffusers' pipelines have it."""
+    if adapter.source == "h94/IP-Adapter" and "vit-h" in adapter.name:
+        return "models/image_encoder"  # that repository shares it with Stable Diffusion 1.5's adapters
+    return str(Path(adapter.subfolder, "image_encoder"))
+
+
+def find_lora(location: str) -> WeightsFile:
+    """The file or files that a `Model.lora` means.
+
+    Raises:
+        UserError: If it can be none.
+    """
+    found = _find_file(location)
+    if found is None and (Path(location).is_dir() or _HUB_NAME.fullmatch(location)):
+        return WeightsFile(location, "", None)
+    if found is None:
+        raise UserError(
+            f"--lora {location!r} is no file or folder, and no name on the Hub (owner/name, or a file in it)."
+        )
+    return found
+
+
+def _find_file(location: str) -> WeightsFile | None:
+    path = Path(location)
+    if path.is_file():
+        return WeightsFile(str(path.parent), "", path.name)
+    on_hub = _HUB_FILE.fullmatch(location)
+    return on_hub and WeightsFile(on_hub["repo"], on_hub["folder"] or "", on_hub["name"])
+
+
+def default_for(model: str, option: str, union: bool = False) -> str:
+    """What goes with the embedded model, where this option is not given.
+
+    Raises:
+        UserError: If another model is asked for: nothing goes with it by default.
+    """
+    if model != EMBEDDED:
+        raise UserError(f"{option} is needed: it names what goes with --model {model!r}.")
+    return EMBEDDED_UNION if union else EMBEDDED
+
+
+def check_names(model: Model) -> None:
+    """Looks for all that a model names, as far as can be seen without loading it.
+
+    Raises:
+        UserError: If a name can mean nothing.
+    """
+    find_model(model.model)
+    steering = (
+        ("--controlnet", find_controlnet, model.controlnet),
+        ("--ip-adapter", find_ip_adapter, model.ip_adapter),
+        ("--lora", find_lora, model.lora),
+    )
+    for option, find, location in steering:
+        if location in (EMBEDDED, EMBEDDED_UNION) and model.model != EMBEDDED:
+            raise UserError(f"{option} {location!r} goes with the embedded model only, not with {model.model!r}.")
+        if location is not None:
+            find(location)
+
+
+def choose_device(model: Model) -> Model:
+    """Fills in what was left open: this machine's accelerator or its CPU, in float16 and float32.
+
+    Raises:
+        UserError: If there is no such device, or no accelerator to offload from.
+    """
+    import torch
+    from diffusers.utils.torch_utils import get_device
+
+    accelerator = get_device()
+    try:
+        found = torch.device(model.device or accelerator)
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {model.device!r} cannot be used here: {error}") from error
+    if model.offload and found.type == "cpu":
+        lack = "this machine has none" if accelerator == "cpu" else f"--device is {model.device}"
+        raise UserError(f"--offload needs an accelerator to move the model's parts to while they run, and {lack}.")
+    dtype = model.dtype or ("float32" if found.type == "cpu" else "float16")
+    return replace(model, device=str(found), dtype=dtype)
+
+
+def load_pipeline(model: Model, guidance_scale: float):
+    """The differential diffusion pipeline of a checkpoint and what steers it, ready to run.
+
+    Raises:
+        UserError: If there is no such checkpoint, or something cannot be loaded.
+    """
+    import torch
+    from diffusers import ClassifierFreeGuidance, ComponentsManager
+
+    from .presets import SDXLDiffDiffAutoBlocks
+
+    dtype = getattr(torch, model.dtype)
+    steering = _load_controlnet(model, dtype) | _load_image_encoder(model, dtype)
+    blocks = SDXLDiffDiffAutoBlocks().get_workflow(_workflow(steering))
+    manager = ComponentsManager() if model.offload else None
+    try:
+        pipe = blocks.init_pipeline(find_model(model.model), components_manager=manager)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {model.model!r} cannot be loaded: {error.__cause__ or error}") from error
+    pipe.update_components(**steering, guider=ClassifierFreeGuidance(guidance_scale=guidance_scale))
+    pipe.load_components(dtype=dtype)
+    for name in pipe.null_component_names:
+        try:
+            pipe.update_components(**{name: pipe.get_component_spec(name).load()})  # now it says why it fails
+        except Exception as error:
+            raise UserError(f"--model {model.model!r} gives no `{name}`: {error}") from error
+    _load_adapters(pipe, model)
+    if model.offload:
+        manager.enable_auto_cpu_offload(device=model.device)
+    else:
+        pipe.to(model.device)
+    return pipe
+
+
+def cached_commits(model: Model) -> dict[str, str]:
+    """The commits that the Hub's cache holds, as its main branch, of the repositories that a model is loaded from."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    named = {
+        model.model,
+        model.controlnet,
+        model.ip_adapter and find_ip_adapter(model.ip_adapter).source,
+        model.lora and find_lora(model.lora).source,
+    }
+    try:
+        cached = scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    return {
+        repository.repo_id: repository.refs["main"].commit_hash
+        for repository in cached
+        if repository.repo_id in named and not Path(repository.repo_id).exists() and "main" in repository.refs
+    }
+
+
+def _workflow(steering: dict[str, Any]) -> str:
+    """Which of the automatic blocks' workflows takes these components."""
+    from diffusers import ControlNetUnionModel
+
+    adapter = "ip_adapter_" if "image_encoder" in steering else ""
+    union = "union_" if isinstance(steering.get("controlnet"), ControlNetUnionModel) else ""
+    return f"{adapter}controlnet_{union}diffdiff" if "controlnet" in steering else f"{adapter}diffdiff"
+
+
+@contextmanager
+def _named(option: str, location: str | None) -> Iterator[None]:
+    """Names the option in whatever keeps its models from being loaded; libraries raise all kinds of errors there."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{option} {location!r} cannot be loaded: {error.__cause__ or error}") from error
+
+
+def _load_controlnet(model: Model, dtype) -> dict[str, Any]:
+    from diffusers import AutoModel, ControlNetModel, ControlNetUnionModel
+
+    if model.controlnet is None:
+        return {}
+    with _named("--controlnet", model.controlnet):
+        controlnet = AutoModel.from_pretrained(find_controlnet(model.controlnet), torch_dtype=dtype)
+        if not isinstance(controlnet, (ControlNetModel, ControlNetUnionModel)):
+            raise UserError(f"--controlnet {model.controlnet!r} is a {type(controlnet).__name__}, not a ControlNet.")
+    return {"controlnet": controlnet}
+
+
+def _load_image_encoder(model: Model, dtype) -> dict[str, Any]:
+    """The image encoder of an IP-Adapter, and the feature extractor for pictures of its size."""
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    if model.ip_adapter is None:
+        return {}
+    weights = find_ip_adapter(model.ip_adapter)
+    with _named("--ip-adapter", model.ip_adapter):
+        encoder = CLIPVisionModelWithProjection.from_pretrained(
+            weights.source, subfolder=image_encoder_folder(weights), torch_dtype=dtype
+        )
+    size = encoder.config.image_size
+    return {"image_encoder": encoder, "feature_extractor": CLIPImageProcessor(size=size, crop_size=size)}
+
+
+def _load_adapters(pipe, model: Model) -> None:
+    """Puts an IP-Adapter and a LoRA into a pipeline's models."""
+    if model.ip_adapter is not None:
+        source, subfolder, name = find_ip_adapter(model.ip_adapter)
+        with _named("--ip-adapter", model.ip_adapter):
+            pipe.load_ip_adapter(source, subfolder=subfolder, weight_name=name)
+        pipe.set_ip_adapter_scale(model.ip_adapter_scale)
+    if model.lora is not None:
+        source, subfolder, name = find_lora(model.lora)
+        with _named("--lora", model.lora):
+            pipe.load_lora_weights(source, subfolder=subfolder or None, weight_name=name)
+            if not any(pipe.get_list_adapters().values()):
+                raise UserError(f"--lora {model.lora!r} holds nothing for this model.")
