@@ -18,7 +18,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check $(CODE)
 
 benchmark: $(VENV)/installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(COMMUNITY)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

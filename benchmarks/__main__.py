@@ -1,12 +1,18 @@
-"""Runs every benchmark and prints its tables."""
+"""Runs every benchmark, prints its tables, and writes those that have a page: `python -m benchmarks [COMMUNITY]`.
+
+COMMUNITY is the file of diffusers' community pipeline for differential diffusion with SDXL; without it, nothing is
+compared with it.
+"""
 
 import platform
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from diffusers.utils import logging
 
-from . import steering, still_life
+from . import cost, exactness, steering, still_life
 
 
 def main() -> None:
@@ -15,6 +21,8 @@ def main() -> None:
     print(f"Still life on {platform.machine()}, {torch.get_num_threads()} threads; {packages}\n")
     still_life.main()
     steering.main()
+    exactness.main()
+    cost.main(*map(Path, sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+import torch
 from conftest import PARSERS
 from PIL import Image
 from sybil import Document
 
 from modular_diffdiff import demo, editing, loading
 from modular_diffdiff.still_life import GUIDANCE_SCALE
-from modular_diffdiff.still_life.scene import render
+from modular_diffdiff.still_life.scene import Scene, render
 
 
 FOLDER = Path(__file__).parent
@@ -29,6 +30,31 @@ def polarity() -> Image.Image:
     return demo.draw_sheet([("", tiles)])
 
 
+def repeated() -> Image.Image:
+    """A scene after ten edits in a row, each of another spot, with and without the overlay."""
+    scene = Scene("cup", "blue", "checked", light=0.3)
+    original = Image.fromarray(render(scene))
+    pipe = loading.load_pipeline(loading.Model(loading.EMBEDDED, "cpu", "float32"), GUIDANCE_SCALE)
+    tiles = [(original, "original")]
+    for overlay in (False, True):
+        image = original
+        for k in range(10):
+            spot = Image.new("L", image.size, "white")
+            left, top = 8 + 24 * (k % 5), 4 + 104 * (k // 5)
+            spot.paste("black", (left, top, left + 16, top + 16))
+            (image,) = pipe(
+                prompt=scene.caption,
+                image=image,
+                diffdiff_map=spot,
+                overlay=overlay,
+                num_inference_steps=8,
+                generator=torch.Generator().manual_seed(k),
+                output="images",
+            )
+        tiles.append((image, "ten edits, with overlay" if overlay else "ten edits"))
+    return demo.draw_sheet([("Sixteen pixels at a time, along the upper and lower edge", tiles)])
+
+
 def run_page(name: str) -> None:
     """Runs the code of NAME.md; the pictures that it saves go into the folder NAME."""
     page, pictures = FOLDER / f"{name}.md", FOLDER / name
@@ -44,6 +70,7 @@ def main() -> None:
     with editing.quiet_libraries():
         demo.make_sheet().save(FOLDER / "demo.png", optimize=True)
         polarity().save(FOLDER / "polarity.png", optimize=True)
+        repeated().save(FOLDER / "repeated.png", optimize=True)
     for name in ("tutorial", "workflows"):
         run_page(name)
 

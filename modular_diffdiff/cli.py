@@ -153,6 +153,23 @@ def edit(
         typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
     ] = None,
     invert_map: Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")] = False,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, metavar="X", help="Turns the whole map down: 0 changes nothing.")
+    ] = 1.0,
+    overlay: Annotated[
+        bool,
+        typer.Option(
+            "--overlay", help="Bring IMAGE's own pixels back where the map is white; its transparency comes along."
+        ),
+    ] = False,
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="PAD",
+            help="Edit only the box that MAP changes, with PAD pixels around it, and lay it into IMAGE.",
+        ),
+    ] = None,
     count: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many pictures to make, each of the seed after the last.")
     ] = 1,
@@ -227,9 +244,12 @@ def edit(
                 for argument, location in locations.items()
             )
         )
-        asked = editing.Edit(prompt, negative, steps, guidance_scale, invert_map, control_mode, control_scale)
+        asked = editing.Edit(
+            *(prompt, negative, steps, guidance_scale, invert_map, strength, overlay, crop),
+            *(control_mode, control_scale),
+        )
         with editing.quiet_libraries():
-            editing.check_pictures(pictures)
+            editing.check_pictures(pictures, asked)
             chosen = loading.choose_device(chosen)
             pipe = loading.load_pipeline(chosen, guidance_scale)
             settings = editing.describe_run(pipe, chosen, asked, pictures)

@@ -68,6 +68,9 @@ class Edit:
     Attributes:
         guidance_scale: Of classifier-free guidance; 1 turns it off.
         invert_map: Whether white marks what changes.
+        strength: Turns the whole map down; 1 leaves it as it is.
+        overlay: Whether the original's own pixels come back where the map keeps them whole.
+        crop: Padding in pixels around the box that changes, to which the edit is cut; None for the whole picture.
         control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
         control_scale: How much the control image counts, 0 for nothing; None without one.
     """
@@ -77,6 +80,9 @@ class Edit:
     steps: int
     guidance_scale: float
     invert_map: bool
+    strength: float = 1.0
+    overlay: bool = False
+    crop: int | None = None
     control_mode: int | None = None
     control_scale: float | None = None
 
@@ -180,7 +186,7 @@ def quiet_libraries() -> Iterator[None]:
                     library.enable_progress_bar()
 
 
-def check_pictures(pictures: Pictures) -> None:
+def check_pictures(pictures: Pictures, edit: Edit) -> None:
     """Lets the blocks refuse an image or a map before any model is loaded.
 
     Raises:
@@ -189,7 +195,8 @@ def check_pictures(pictures: Pictures) -> None:
     from .blocks import diffdiff_map, diffdiff_sdxl_checks
 
     try:
-        diffdiff_sdxl_checks.image_geometry(pictures.image.pixels)
+        lays_over = edit.overlay or edit.crop is not None
+        diffdiff_sdxl_checks.image_geometry(pictures.image.pixels, transparent=lays_over)
         diffdiff_map.load_maps(pictures.map.pixels)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -207,7 +214,9 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
     if pictures.ip_adapter_image is not None:
         steering["ip_adapter_image"] = pictures.ip_adapter_image.pixels.convert("RGB")
     if pictures.control_image is not None:
-        steering["control_image"] = pictures.control_image.pixels
+        control = pictures.control_image.pixels
+        # a crop cuts it along, where it lies on the image
+        steering["control_image"] = control if edit.crop is None else control.resize(pictures.image.pixels.size)
         steering["controlnet_conditioning_scale"] = edit.control_scale
         if edit.control_mode is not None:
             steering["control_mode"] = edit.control_mode
@@ -218,6 +227,9 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
             image=pictures.image.pixels,
             diffdiff_map=pictures.map.pixels,
             invert_diffdiff_map=edit.invert_map,
+            strength=edit.strength,
+            overlay=edit.overlay,
+            padding_map_crop=edit.crop,
             num_inference_steps=edit.steps,
             generator=torch.Generator().manual_seed(seed),
             output="images",

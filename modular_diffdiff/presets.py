@@ -23,15 +23,16 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 
 # The loader copies only the modules that are named here, so every one of `blocks/` is.
 from .blocks.diffdiff_docs import DocumentedSequentialBlocks
-from .blocks.diffdiff_loop import DiffDiffRestoreStep
+from .blocks.diffdiff_loop import DiffDiffRestoreStep, DiffDiffSkipFrozenStep
 from .blocks.diffdiff_map import load_maps
-from .blocks.diffdiff_pixels import DiffDiffCropStep
+from .blocks.diffdiff_pixels import DiffDiffCropStep, DiffDiffCropToChangeStep, DiffDiffOverlayStep
 from .blocks.diffdiff_sdxl import (
     SDXLDiffDiffAutoDenoiseStep,
     SDXLDiffDiffControlNetDenoiseLoop,
     SDXLDiffDiffDenoiseLoop,
     SDXLDiffDiffInputStep,
     SDXLDiffDiffPrepareLatentsStep,
+    SDXLDiffDiffSetTimestepsStep,
     SDXLDiffDiffVaeEncoderStep,
 )
 from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffAutoCheckInputsStep, SDXLDiffDiffCheckInputsStep
@@ -62,6 +63,12 @@ IMAGE2IMAGE_BLOCKS = InsertableDict(
     ]
 )
 
+
+def insert_before(blocks: InsertableDict, place: str, name: str, block: type) -> None:
+    """Inserts a block right before the one named `place`."""
+    blocks.insert(name, block, list(blocks).index(place))
+
+
 # Differential diffusion is image-to-image with the whole schedule, a change map, and a loop that obeys it.
 DIFFDIFF_BLOCKS = IMAGE2IMAGE_BLOCKS.copy()
 DIFFDIFF_BLOCKS["set_timesteps"] = TEXT2IMAGE_BLOCKS["set_timesteps"]
@@ -69,14 +76,16 @@ DIFFDIFF_BLOCKS["prepare_latents"] = SDXLDiffDiffPrepareLatentsStep
 DIFFDIFF_BLOCKS["denoise"] = SDXLDiffDiffDenoiseLoop
 # Batches of several prompts: what belongs to a prompt stays with it.
 DIFFDIFF_BLOCKS["input"] = SDXLDiffDiffInputStep
+# A run in two halves, base and refiner: the second starts at `denoising_start`.
+DIFFDIFF_BLOCKS["set_timesteps"] = SDXLDiffDiffSetTimestepsStep
 # Any size: padded before encoding, cropped after decoding.
 DIFFDIFF_BLOCKS["image_encoder"] = SDXLDiffDiffVaeEncoderStep
 DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep
-
-
-def insert_before(blocks: InsertableDict, place: str, name: str, block: type) -> None:
-    """Inserts a block right before the one named `place`."""
-    blocks.insert(name, block, list(blocks).index(place))
+# Nothing computed in vain: the run starts where the map first releases something.
+insert_before(DIFFDIFF_BLOCKS, "prepare_add_cond", "skip_frozen", DiffDiffSkipFrozenStep)
+# Pixels that are kept come back as they were; a large picture is cut to what changes.
+insert_before(DIFFDIFF_BLOCKS, "image_encoder", "crop_to_change", DiffDiffCropToChangeStep)
+DIFFDIFF_BLOCKS["overlay"] = DiffDiffOverlayStep
 
 
 DIFFDIFF_CONTROLNET_BLOCKS = DIFFDIFF_BLOCKS.copy()

@@ -40,7 +40,7 @@ def _text_config(tokenizer) -> CLIPTextConfig:
     )
 
 
-def tiny_unet(in_channels: int = 4) -> UNet2DConditionModel:
+def tiny_unet(in_channels: int = 4, cross_attention_dim: int = 32, time_ids: int = 6) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels,
@@ -50,11 +50,11 @@ def tiny_unet(in_channels: int = 4) -> UNet2DConditionModel:
         layers_per_block=1,
         attention_head_dim=(2, 4),
         norm_num_groups=8,
-        cross_attention_dim=32,
+        cross_attention_dim=cross_attention_dim,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 16,
+        projection_class_embeddings_input_dim=time_ids * 8 + 16,
     ).eval()
 
 

@@ -21,7 +21,7 @@ def build(blocks: ModularPipelineBlocks, components: dict, guidance_scale: float
 
 
 def diffdiff(components: dict, without: tuple[str, ...] = (), restore: bool = True, **options):
-    """Our SDXL pipeline, without some of its blocks."""
+    """Our SDXL pipeline, without some of its blocks; without `restore` and `skip_frozen` it is the paper's."""
     blocks = SDXLDiffDiffBlocks()
     for name in without:
         blocks.sub_blocks.pop(name)

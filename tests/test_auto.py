@@ -56,7 +56,16 @@ WORKFLOWS = {
     "ip_adapter_controlnet_diffdiff": ("ip_adapter_image", "control_image"),
     "ip_adapter_controlnet_union_diffdiff": ("ip_adapter_image", "control_image", "control_mode"),
 }
-BASE = ["text_encoder", "image_encoder", "input", "set_timesteps", "prepare_latents", "prepare_add_cond"]
+BASE = [
+    "text_encoder",
+    "crop_to_change",
+    "image_encoder",
+    "input",
+    "set_timesteps",
+    "prepare_latents",
+    "skip_frozen",
+    "prepare_add_cond",
+]
 
 
 @pytest.fixture
@@ -120,6 +129,7 @@ def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
         "denoise",
         "decode",
         "crop",
+        "overlay",
     ]
     classes = {type(block).__name__ for block in executed.sub_blocks.values()}
     assert ("SDXLDiffDiffControlNetDenoiseLoop" in classes) == control

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,17 @@ from .helpers import build, picture
 
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
+
+
+ROOT = PACKAGE.parent
+PAGES = [page for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks") for page in folder.glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not lost
 
 
 class Brightness(ModularPipelineBlocks):

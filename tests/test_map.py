@@ -19,8 +19,11 @@ from modular_diffdiff.blocks.diffdiff_map import (
     average_over_cells,
     keep_from_maps,
     load_maps,
-    release_steps,
+    release_by_step,
+    release_by_timestep,
     resize_map,
+    turn_down,
+    warn_of_stretching,
 )
 
 
@@ -202,21 +205,46 @@ def test_inverting_swaps_the_roles():
 
 def test_a_map_of_another_shape_is_stretched_with_a_warning():
     with pytest.warns(UserWarning, match="40 x 20 pixels and the image 30 x 30"):
-        keep_from_maps([torch.zeros(1, 1, 20, 40)], 30, 30, cell=8)
+        warn_of_stretching([torch.zeros(1, 1, 20, 40)], 30, 30)
 
 
 @pytest.mark.parametrize("map_size", [(100, 200), (33, 67), (517, 1033)])
 def test_a_map_of_the_same_ratio_is_resized_without_a_word(map_size):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        keep_from_maps([torch.zeros(1, 1, *map_size)], 50, 100, cell=8)
+        warn_of_stretching([torch.zeros(1, 1, *map_size)], 50, 100)
 
 
 @given(keep=st.fractions(0, 1, max_denominator=255), num_steps=st.integers(1, 200))
 def test_an_element_is_frozen_while_its_keep_exceeds_the_share_of_steps(keep, num_steps):
-    released = release_steps(torch.tensor(float(keep)), num_steps).item()
+    released = release_by_step(torch.tensor(float(keep)), torch.arange(num_steps)).item()
     frozen_steps = [i for i in range(num_steps) if keep > Fraction(i, num_steps)]
     assert released == len(frozen_steps)
+
+
+@given(
+    keep=st.fractions(0, 1, max_denominator=255),
+    timesteps=st.lists(st.integers(0, 999), min_size=1, max_size=40, unique=True).filter(any),
+)
+def test_by_timestep_an_element_is_released_by_the_rule_of_comfyui(keep, timesteps):
+    """Its mask says what changes; a step changes what has a mask of at least (t - t_end) / (t_start - t_end)."""
+    timesteps = sorted(timesteps, reverse=True)
+    mask = 1 - keep
+    changes = [mask >= Fraction(t - 0, timesteps[0] - 0) for t in timesteps]
+    expected = len(timesteps) if keep == 1 or not any(changes) else changes.index(True)
+    assert release_by_timestep(torch.tensor(float(keep)), torch.tensor(timesteps)).item() == expected
+
+
+@pytest.mark.parametrize("release", [release_by_step, release_by_timestep])
+def test_what_is_kept_whole_is_never_released_and_what_is_not_kept_is_free_from_the_start(release):
+    timesteps = torch.tensor([999, 500, 0])  # where the node's threshold reaches 0
+    assert release(torch.tensor([1.0, 0.0]), timesteps).tolist() == [3, 0]
+
+
+@given(keep=st.floats(0, 1), strength=st.floats(0, 1))
+def test_strength_turns_the_change_down(keep, strength):
+    turned = turn_down(torch.tensor(keep, dtype=torch.float64), strength).item()
+    assert 1 - turned == pytest.approx(strength * (1 - keep), abs=1e-12)
 
 
 @pytest.mark.parametrize("num_steps", range(1, 41))
@@ -225,4 +253,4 @@ def test_a_constant_map_is_released_where_image_to_image_starts(num_steps):
     for run in range(num_steps + 1):
         keep = torch.full((1, 1, 3, 3), 1 - run / num_steps)
         averaged = average_over_cells(resize_map(keep, 20, 20), 8)
-        assert release_steps(averaged, num_steps).unique().tolist() == [num_steps - run]
+        assert release_by_step(averaged, torch.arange(num_steps)).unique().tolist() == [num_steps - run]

@@ -9,7 +9,7 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 
-from modular_diffdiff.blocks.diffdiff_map import keep_from_maps, release_steps
+from modular_diffdiff.blocks.diffdiff_map import keep_from_maps, release_by_step
 
 from .helpers import SDXL_BETAS, diffdiff, picture, relative, seeded
 
@@ -58,7 +58,7 @@ def paper(components, scheduler, state, guidance_scale, generator):
 )
 def test_without_restore_the_pipeline_is_the_papers_algorithm(tiny, scheduler_class, spacing, guidance_scale, map_name):
     scheduler = scheduler_class(**SDXL_BETAS, timestep_spacing=spacing)
-    pipe = diffdiff(tiny, restore=False, scheduler=scheduler, guidance_scale=guidance_scale)
+    pipe = diffdiff(tiny, without=("skip_frozen",), restore=False, scheduler=scheduler, guidance_scale=guidance_scale)
     generator = seeded()
     state = pipe(
         prompt="a pear",
@@ -77,13 +77,14 @@ def test_without_restore_the_pipeline_is_the_papers_algorithm(tiny, scheduler_cl
 
 
 def test_the_oracles_release_steps_come_from_the_map(tiny):
-    state = diffdiff(tiny)(
+    state = diffdiff(tiny, without=("skip_frozen",))(
         prompt="a pear",
         image=picture(),
         diffdiff_map=MAPS["many levels"],
         num_inference_steps=STEPS,
         generator=seeded(),
     )
-    expected = release_steps(keep_from_maps([MAPS["many levels"][None, None]], 32, 32, 8), STEPS)
+    keep = keep_from_maps([MAPS["many levels"][None, None]], 32, 32, 8)
+    expected = release_by_step(keep, torch.arange(STEPS))
     assert torch.equal(state.release_steps, expected)
     assert len(expected.unique()) == 4

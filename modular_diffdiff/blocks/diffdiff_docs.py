@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from dataclasses import replace
 from typing import Any
@@ -72,8 +74,8 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "latents": (
         torch.Tensor,
         None,
-        "The original's latents noised to the first step's level, (outputs, 4, h, w), instead of noise drawn from "
-        "`generator`.",
+        "The latents to start from, (outputs, 4, h, w): the original's noised to the first step's level, or with "
+        "`denoising_start` those of the run before; made from the original where they are not given.",
     ),
     "image_latents": (
         torch.Tensor,
@@ -114,14 +116,34 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
         "Not taken by the call: guidance belongs to the guider, as in "
         "`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=7.5))`.",
     ),
-    "strength": (float, None, "Not taken: the map says it; a constant map of 1 - s is image-to-image at strength s."),
-    "denoising_start": (float, None, "Not taken yet: the change map counts from the schedule's first step."),
-    "noise": (torch.Tensor, None, "The noise of the original's trajectory, (outputs, 4, h, w)."),
+    "strength": (
+        float,
+        1.0,
+        "Turns the whole map down, in [0, 1]: the map counts as 1 - strength * (1 - map). With a black map this is "
+        "image-to-image's strength.",
+    ),
+    "diffdiff_schedule": (
+        str,
+        "step",
+        "What the map's greys are compared with: 'step', the share of the steps that have been made (the paper), or "
+        "'timestep', the noise level, t_0 to 0 (ComfyUI).",
+    ),
+    "denoising_start": (
+        float,
+        None,
+        "Share of the schedule, in (0, 1), at which to start: where another run stopped by `denoising_end`, whose "
+        "`latents`, `noise` and `image_latents` go in. The map counts on the full schedule.",
+    ),
+    "noise": (
+        torch.Tensor,
+        None,
+        "The noise of the original's trajectory, (outputs, 4, h, w); drawn from `generator` where it is not given.",
+    ),
     "release_steps": (
         torch.Tensor,
         None,
-        "The step from which each latent element is free to change, int32 (outputs, 1, h, w); the number of steps "
-        "for those that never are.",
+        "The step from which each latent element is free to change, int32 (outputs, 1, h, w), counted from the first "
+        "step that runs; the number of steps or more for those that never are.",
     ),
     "level_alphas": (torch.Tensor, None, "Factor on the original at every noise level of the schedule, and 1 last."),
     "level_sigmas": (torch.Tensor, None, "Factor on the noise at every noise level of the schedule, and 0 last."),
@@ -155,12 +177,13 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "control_guidance_start": (
         float | list[float],
         0.0,
-        "Share of the steps at which the ControlNet starts to act, counted from the first step as the map counts.",
+        "Share of the steps at which the ControlNet starts to act, counted from the first step that runs.",
     ),
     "control_guidance_end": (
         float | list[float],
         1.0,
-        "Share of the steps at which the ControlNet stops acting; regions released later are not steered by it.",
+        "Share of the steps at which the ControlNet stops acting, counted from the first step that runs; regions "
+        "released later are not steered by it.",
     ),
     "controlnet_conditioning_scale": (
         float | list[float],
@@ -172,10 +195,29 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
         False,
         "Lets the ControlNet act on the positive side alone, deeper layers weighing more.",
     ),
+    "overlay": (
+        bool,
+        False,
+        "Lays the original's own pixels over the result where the map keeps it whole, so that they have been through "
+        "no autoencoder; results then have the original's size, and its alpha channel.",
+    ),
+    "overlay_feather": (
+        int,
+        0,
+        "Width in pixels of the seam in which the overlay fades; it lies in what changes.",
+    ),
+    "padding_map_crop": (
+        int,
+        None,
+        "Edits only the box that the map changes, with this many pixels around it, and lays the rest over; `height` "
+        "and `width` are then the box's. One box serves the batch.",
+    ),
+    "whole_image": (Images, None, "The image before it was cut to what changes."),
+    "whole_map": (ChangeMap, None, "The change map before it was cut to what changes."),
     "crops_coords": (
         tuple[int, int, int, int],
         None,
-        "Box (left, top, right, bottom) in pixels to which the control image is cropped; for workflows that crop.",
+        "Box (left, top, right, bottom) in pixels that the control image is cut to; `padding_map_crop` makes it.",
     ),
     "controlnet_cond": (torch.Tensor | list[torch.Tensor], None, "The control image, resized and repeated."),
     "conditioning_scale": (float | list[float], None, "The ControlNet's weight, one for each ControlNet."),
@@ -201,10 +243,17 @@ KWARGS = {
 }
 
 
-def input_param(name: str, **overrides: Any) -> InputParam:
-    """The input of this name, with its type, default and sentence."""
+@functools.cache
+def _documented(name: str) -> InputParam:
     type_hint, default, description = INPUTS[name]
-    return replace(InputParam(name, type_hint, default, description=description), **overrides)
+    return InputParam(name, type_hint, default, description=description)
+
+
+def input_param(name: str, required: bool = False) -> InputParam:
+    """The input of this name, with its type, default and sentence."""
+    param = copy.copy(_documented(name))  # blocks are asked for their inputs many times a run
+    param.required = required
+    return param
 
 
 def output_param(name: str) -> OutputParam:

@@ -128,6 +128,8 @@ def _cell_weights(size: int, edges: torch.Tensor) -> torch.Tensor:
 
 def resize_map(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Resizes (B, 1, H, W) to (B, 1, height, width) by exact area averaging: values stay within their range."""
+    if values.shape[-2:] == (height, width):
+        return values
     rows = _cell_weights(values.shape[-2], torch.linspace(0, values.shape[-2], height + 1, dtype=torch.float64))
     columns = _cell_weights(values.shape[-1], torch.linspace(0, values.shape[-1], width + 1, dtype=torch.float64))
     return (rows @ values.double() @ columns.T).float()
@@ -147,6 +149,19 @@ def average_over_cells(values: torch.Tensor, cell: int) -> torch.Tensor:
     return (weights(values.shape[-2]) @ values.double() @ weights(values.shape[-1]).T).float()
 
 
+def warn_of_stretching(maps: list[torch.Tensor], height: int, width: int) -> None:
+    """Says so where a map, (1, 1, H, W), has another ratio than the image."""
+    for values in maps:
+        map_height, map_width = values.shape[-2:]
+        # half a pixel of rounding is no other ratio
+        if abs(map_height * width - map_width * height) > 0.5 * max(height, width):
+            warnings.warn(
+                f"`diffdiff_map` is {map_width} x {map_height} pixels and the image {width} x {height}: the map is "
+                "stretched to the image.",
+                stacklevel=2,
+            )
+
+
 def keep_from_maps(maps: list[torch.Tensor], height: int, width: int, cell: int, invert: bool = False) -> torch.Tensor:
     """Change maps at latent resolution.
 
@@ -160,27 +175,45 @@ def keep_from_maps(maps: list[torch.Tensor], height: int, width: int, cell: int,
     Returns:
         `keep`, (B, 1, ceil(height / cell), ceil(width / cell)) in [0, 1].
     """
-    for values in maps:
-        map_height, map_width = values.shape[-2:]
-        # half a pixel of rounding is no other ratio
-        if abs(map_height * width - map_width * height) > 0.5 * max(height, width):
-            warnings.warn(
-                f"`diffdiff_map` is {map_width} x {map_height} pixels and the image {width} x {height}: the map is "
-                "stretched to the image.",
-                stacklevel=2,
-            )
     keep = torch.cat([average_over_cells(resize_map(values, height, width), cell) for values in maps])
     return 1 - keep if invert else keep
 
 
-def release_steps(keep: torch.Tensor, num_steps: int) -> torch.Tensor:
+def turn_down(keep: torch.Tensor, strength: float) -> torch.Tensor:
+    """The map with the whole of it as strong as `strength` in [0, 1] lets it be: 1 - strength * (1 - keep)."""
+    return 1 - strength * (1 - keep)
+
+
+def release_by_step(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """The step from which each element is free: the first i with keep <= i / N (paper, section 3).
 
     Args:
         keep: In [0, 1], any shape.
-        num_steps: N, the number of steps of the whole schedule.
+        timesteps: (N,) those of the whole schedule, one a step.
 
     Returns:
         int32 of keep's shape, in 0 (free from the start) to N (never released).
     """
-    return torch.ceil((keep.double() - KEEP_TOLERANCE) * num_steps).clamp(min=0).to(torch.int32)
+    return torch.ceil((keep.double() - KEEP_TOLERANCE) * len(timesteps)).clamp(min=0).to(torch.int32)
+
+
+def release_by_timestep(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """The same by noise level: the first i with 1 - keep >= t_i / t_0 (ComfyUI's node `DifferentialDiffusion`).
+
+    What is kept whole is never released; the node releases it where a schedule ends at timestep 0.
+
+    Args:
+        keep: In [0, 1], any shape.
+        timesteps: (N,) those of the whole schedule, one a step, falling.
+
+    Returns:
+        int32 of keep's shape, in 0 (free from the start) to N (never released).
+    """
+    thresholds = (timesteps.double() / timesteps[0]).to(keep.device)
+    released = 1 - keep.double()[..., None] + KEEP_TOLERANCE >= thresholds
+    steps = len(timesteps) - released.sum(-1)
+    return torch.where(keep >= 1 - KEEP_TOLERANCE, len(timesteps), steps).to(torch.int32)
+
+
+# Of `diffdiff_schedule`: what a grey of the map is compared with.
+SCHEDULES = {"step": release_by_step, "timestep": release_by_timestep}

@@ -9,6 +9,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import (
     StableDiffusionXLImg2ImgPrepareLatentsStep,
     StableDiffusionXLInputStep,
+    StableDiffusionXLSetTimestepsStep,
 )
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
     StableDiffusionXLControlNetLoopDenoiser,
@@ -81,6 +82,35 @@ class SDXLDiffDiffInputStep(StableDiffusionXLInputStep):
         return components, state
 
 
+class SDXLDiffDiffSetTimestepsStep(StableDiffusionXLSetTimestepsStep):
+    """Text-to-image's whole schedule, or its part from `denoising_start` to `denoising_end`, at whole steps."""
+
+    @property
+    def description(self) -> str:
+        return "Step that sets the scheduler's timesteps: the whole schedule, or its part between two shares of it."
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [*super().inputs, diffdiff_docs.input_param("denoising_start")]
+
+    @torch.no_grad()
+    def __call__(self, components, state):
+        components, state = super().__call__(components, state)
+        scheduler = components.scheduler
+        start, end = state.get("denoising_start"), state.get("denoising_end")
+        if start is None and end is None:
+            return components, state
+        # upstream's cut can fall between the two evaluations of a second-order step
+        begin = 0 if start is None else diffdiff_trajectory.index_at(scheduler, start)
+        stop = None if end is None else diffdiff_trajectory.index_at(scheduler, end)
+        timesteps = scheduler.timesteps[begin:stop]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        state.set("timesteps", timesteps)
+        state.set("num_inference_steps", -(-len(timesteps) // scheduler.order))
+        return components, state
+
+
 class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
     """Noises the original to the first level and turns the change maps into release steps."""
 
@@ -99,7 +129,17 @@ class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        optional = ("invert_diffdiff_map", "image_size", "latents", "generator", "num_images_per_prompt")
+        optional = (
+            "invert_diffdiff_map",
+            "strength",
+            "diffdiff_schedule",
+            "image_size",
+            "whole_map",
+            "latents",
+            "noise",
+            "generator",
+            "num_images_per_prompt",
+        )
         required = ("diffdiff_map", "image_latents", "timesteps", "batch_size", "dtype")
         return [
             *(diffdiff_docs.input_param(name, required=True) for name in required),
@@ -118,23 +158,34 @@ class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
 
         original = diffdiff_trajectory.for_each_output(block_state.image_latents.to(device, dtype), outputs)
         schedule = scheduler.timesteps.to(device)
-        alphas, sigmas = diffdiff_trajectory.noise_levels(scheduler, schedule, dtype)
-        if block_state.latents is None:
+        begin = diffdiff_trajectory.begin_of(scheduler, block_state.timesteps[0])
+        # looked up on the CPU: schedulers wait for the answer of every timestep
+        levels = diffdiff_trajectory.noise_levels(scheduler, schedule.cpu(), dtype)
+        alphas, sigmas = (values[begin:].to(device) for values in levels)
+        noise = block_state.noise
+        if noise is None and block_state.latents is None:
             noise = randn_tensor(original.shape, generator=block_state.generator, device=device, dtype=dtype)
-            block_state.latents = scheduler.add_noise(original, noise, schedule[:1].repeat(outputs))
+        if block_state.latents is None:
+            noise = noise.to(device, dtype)
+            block_state.latents = scheduler.add_noise(original, noise, block_state.timesteps[:1].repeat(outputs))
         else:
             block_state.latents = block_state.latents.to(device, dtype)
+        if noise is None:
             noise = diffdiff_trajectory.recover_noise(block_state.latents, original, alphas[0], sigmas[0])
 
         cell = components.vae_scale_factor
         height, width = block_state.image_size or (side * cell for side in original.shape[-2:])
-        keep = diffdiff_map.keep_from_maps(
-            diffdiff_map.load_maps(block_state.diffdiff_map), height, width, cell, block_state.invert_diffdiff_map
-        )
-        num_steps = -(-len(schedule) // scheduler.order)
-        release_steps = diffdiff_map.release_steps(keep, num_steps).to(device)
-        block_state.release_steps = diffdiff_trajectory.for_each_output(release_steps, outputs)
-        block_state.image_latents, block_state.noise = original, noise
+        maps = diffdiff_map.load_maps(block_state.diffdiff_map)
+        if block_state.whole_map is None:  # of a map that was cut, the whole one has been looked at
+            diffdiff_map.warn_of_stretching(maps, height, width)
+        keep = diffdiff_map.keep_from_maps(maps, height, width, cell, block_state.invert_diffdiff_map)
+        release = diffdiff_map.SCHEDULES[block_state.diffdiff_schedule]
+        # second-order schedulers evaluate the model `order` times a step
+        steps = release(diffdiff_map.turn_down(keep, block_state.strength), schedule[:: scheduler.order].cpu())
+        diffdiff_trajectory.warn_of_correctors(scheduler, steps)
+        steps = (steps - begin // scheduler.order).clamp(min=0)
+        block_state.release_steps = diffdiff_trajectory.for_each_output(steps.to(device), outputs)
+        block_state.image_latents, block_state.noise = original, noise.to(device, dtype)
         block_state.level_alphas, block_state.level_sigmas = alphas, sigmas
         self.set_block_state(state, block_state)
         return components, state
@@ -157,13 +208,13 @@ class SDXLDiffDiffLoopBeforeDenoiser(StableDiffusionXLLoopBeforeDenoiser):
 
     @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
-        block_state.latents = diffdiff_loop.put_frozen_on_level(
-            block_state, step=i // components.scheduler.order, level=i
-        )
+        # after `restore`, what is frozen in this step lies there already
+        if getattr(block_state, "restored_level", None) != i:
+            diffdiff_loop.put_frozen_on_level(block_state, step=i // components.scheduler.order, level=i)
         return super().__call__(components, block_state, i=i, t=t)
 
 
-class SDXLDiffDiffDenoiseLoop(diffdiff_loop.GuidedByEvaluation, StableDiffusionXLDenoiseLoopWrapper):
+class SDXLDiffDiffDenoiseLoop(diffdiff_loop.DiffDiffLoop, StableDiffusionXLDenoiseLoopWrapper):
     """SDXL's denoising loop under a change map."""
 
     block_classes = [

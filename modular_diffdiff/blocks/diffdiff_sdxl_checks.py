@@ -13,20 +13,18 @@ import torch
 from diffusers.image_processor import is_valid_image_imagelist
 from diffusers.models import ControlNetUnionModel, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers.modular_pipelines import LoopSequentialPipelineBlocks, ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam
 from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.utils.torch_utils import unwrap_module
 
-from . import diffdiff_docs, diffdiff_map
+from . import diffdiff_docs, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
 
 
 # What people bring from other pipelines, and what to do instead.
 NOT_TAKEN = {
     "guidance_scale": "guidance belongs to the guider: "
     "`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale={value}))`, from `diffusers`",
-    "strength": "the change map says how strong the edit is: a constant map of 1 - {value} has this strength",
-    "denoising_start": "the change map counts from the schedule's first step, so a run starts there",
 }
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
@@ -59,6 +57,8 @@ def check_not_taken(block_state) -> None:
 def check_components(components, needed: list[str]) -> None:
     """Refuses missing components by name, and a scheduler or UNet that cannot do it."""
     missing = [name for name in needed if getattr(components, name, None) is None]
+    if _is_refiner(components):
+        missing = [name for name in missing if name not in ("text_encoder", "tokenizer")]
     if missing:
         raise ValueError(
             f"These components are not loaded: {', '.join(missing)}. Load them with `pipe.load_components()`, or set "
@@ -75,6 +75,39 @@ def check_components(components, needed: list[str]) -> None:
         )
 
 
+def _is_refiner(components) -> bool:
+    """Whether the UNet reads the second text encoder alone, as SDXL's refiner does."""
+    encoder, unet = getattr(components, "text_encoder_2", None), getattr(components, "unet", None)
+    return None not in (encoder, unet) and unet.config.cross_attention_dim == encoder.config.hidden_size
+
+
+def check_map_settings(block_state) -> None:
+    strength = block_state.strength
+    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 <= strength <= 1:
+        refuse("strength", strength, "a number in [0, 1]")
+    if block_state.diffdiff_schedule not in diffdiff_map.SCHEDULES:
+        refuse("diffdiff_schedule", block_state.diffdiff_schedule, f"one of {', '.join(diffdiff_map.SCHEDULES)}")
+
+
+def check_hand_over(block_state) -> None:
+    """Refuses a start that is none, or that misses what the run before has left."""
+    start, end = block_state.denoising_start, block_state.denoising_end
+    if end is not None and not (isinstance(end, float) and 0 < end <= 1):
+        refuse("denoising_end", end, "a float in (0, 1]")
+    if start is None:
+        return
+    if not (isinstance(start, float) and 0 < start < 1):
+        refuse("denoising_start", start, "a float in (0, 1)")
+    if end is not None and start >= end:
+        raise ValueError(f"`denoising_start` is {start} and `denoising_end` {end}; the start must lie before the end.")
+    for name in ("latents", "noise"):
+        if getattr(block_state, name) is None:
+            raise ValueError(
+                f"`denoising_start` is {start}, but `{name}` is missing: give the `{name}` of the run that stopped "
+                "there."
+            )
+
+
 def check_schedule(scheduler, block_state) -> None:
     check_whole_number("num_inference_steps", block_state.num_inference_steps, 1)
     taken = inspect.signature(scheduler.set_timesteps).parameters
@@ -86,19 +119,37 @@ def check_schedule(scheduler, block_state) -> None:
             refuse(name, value, "at least one value")
     if block_state.timesteps is not None and block_state.sigmas is not None:
         raise ValueError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
-    end = block_state.denoising_end
-    if end is None:
+    start, end = block_state.denoising_start, block_state.denoising_end
+    if start is None and end is None:
         return
-    if not (isinstance(end, float) and 0 < end <= 1):
-        refuse("denoising_end", end, "a float in (0, 1]")
     schedule = copy.deepcopy(scheduler)
     given = {
         name: getattr(block_state, name) for name in ("timesteps", "sigmas") if getattr(block_state, name) is not None
     }
     schedule.set_timesteps(**(given or {"num_inference_steps": block_state.num_inference_steps}))
-    steps = schedule.config.num_train_timesteps
-    if schedule.timesteps.max() < round(steps - end * steps):
+    begin, stop = (
+        nothing if share is None else diffdiff_trajectory.index_at(schedule, share)
+        for share, nothing in ((start, 0), (end, len(schedule.timesteps)))
+    )
+    if stop == 0:
         refuse("denoising_end", end, "a larger share of the schedule: this one ends before its first step")
+    if begin >= stop:
+        refuse("denoising_start", start, "a smaller share of the schedule: no step is left to run")
+
+
+def check_loop(given: set[str], executed: ModularPipelineBlocks) -> None:
+    """Refuses a loop under a change map whose trajectory no block makes."""
+    made, lost = {*given, "image_latents"}, []  # the original is the user's or its encoder's
+    for block in executed.sub_blocks.values():
+        if isinstance(block, LoopSequentialPipelineBlocks):
+            needed = block.required_inputs
+            lost += [name for name in diffdiff_loop.TRAJECTORY_INPUTS if name in needed and name not in made]
+        made.update(block.intermediate_output_names)
+    if lost:
+        raise ValueError(
+            f"The denoising loop needs {', '.join(f'`{name}`' for name in lost)}, and no block before it makes them: "
+            "`SDXLDiffDiffPrepareLatentsStep` does."
+        )
 
 
 def makes(executed: ModularPipelineBlocks, name: str) -> bool:
@@ -154,8 +205,11 @@ def _count_embeddings(components, block_state) -> int:
     return len(block_state.prompt_embeds)
 
 
-def image_geometry(image: Any) -> tuple[int, int, int]:
+def image_geometry(image: Any, transparent: bool = False) -> tuple[int, int, int]:
     """Count, height and width of an image or a batch of images of equal size.
+
+    Args:
+        transparent: Whether images may be; their alpha is given back, and no model sees it.
 
     Raises:
         ValueError: If `image` is no image, an empty list, has no three colours, is transparent, holds values outside
@@ -164,7 +218,7 @@ def image_geometry(image: Any) -> tuple[int, int, int]:
     images = image if isinstance(image, list) else [image]
     if not images:
         refuse("image", image, "an image or a list of them that is not empty")
-    geometries = [_geometry_of_one(item) for item in images]
+    geometries = [_geometry_of_one(item, transparent) for item in images]
     sizes = {geometry[1:] for geometry in geometries}
     if len(sizes) > 1:
         listed = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
@@ -172,10 +226,14 @@ def image_geometry(image: Any) -> tuple[int, int, int]:
     return sum(geometry[0] for geometry in geometries), *geometries[0][1:]
 
 
-def _geometry_of_one(image: Any) -> tuple[int, int, int]:
+def _geometry_of_one(image: Any, transparent: bool) -> tuple[int, int, int]:
     if isinstance(image, PIL.Image.Image):
-        if image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
-            refuse("image", image, "opaque images: flatten it, or drop its alpha with `image.convert('RGB')`")
+        if not transparent and image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
+            refuse(
+                "image",
+                image,
+                "opaque images: flatten it, drop its alpha with `image.convert('RGB')`, or keep it with `overlay=True`",
+            )
         if image.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
             refuse("image", image, f"8-bit images, not mode {image.mode!r}; scale it to one first")
         return 1, image.height, image.width
@@ -214,7 +272,8 @@ def check_original(components, block_state, encodes_image: bool, prompts: int) -
             described = tuple(original.shape) if isinstance(original, torch.Tensor) else original
             refuse("image_latents", described, f"a tensor of shape (B, {channels}, h, w)")
         check_count("image_latents", len(original), prompts)
-        for name in ("image", "height", "width"):
+        # an image may be given for its pixels
+        for name in ("height", "width") if block_state.overlay else ("image", "height", "width"):
             if getattr(block_state, name) is not None:
                 refuse(name, getattr(block_state, name), "nothing, as no block encodes it: `image_latents` is given")
         grid, size = tuple(original.shape[-2:]), block_state.image_size
@@ -228,7 +287,8 @@ def check_original(components, block_state, encodes_image: bool, prompts: int) -
             )
     if block_state.image is None:
         raise ValueError("`image` is missing; it takes a PIL image, numpy array, tensor, or a list of these.")
-    count, height, width = image_geometry(block_state.image)
+    lays_over = block_state.overlay or block_state.padding_map_crop is not None
+    count, height, width = image_geometry(block_state.image, transparent=lays_over)
     check_count("image", count, prompts)
     cell = components.vae_scale_factor
     if min(height, width) < cell:
@@ -256,18 +316,46 @@ def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) 
             f"`generator` is a list of {len(generator)}; it takes one generator, or {outputs}: one for each output "
             f"({prompts} prompts x {per_prompt} images)."
         )
-    latents, shape = block_state.latents, (outputs, components.num_channels_latents, *grid)
-    if latents is not None and tuple(latents.shape) != shape:
-        raise ValueError(
-            f"`latents` has the shape {tuple(latents.shape)}; it takes {shape}, the outputs' number and the image's "
-            "latent grid."
-        )
+    shape = (outputs, components.num_channels_latents, *grid)
+    for name in ("latents", "noise"):
+        given = getattr(block_state, name)
+        if given is not None and tuple(given.shape) != shape:
+            raise ValueError(
+                f"`{name}` has the shape {tuple(given.shape)}; it takes {shape}, the outputs' number and the image's "
+                "latent grid."
+            )
     if block_state.output_type not in OUTPUT_TYPES:
         refuse("output_type", block_state.output_type, f"one of {', '.join(OUTPUT_TYPES)}")
 
 
-def check_conditioning(block_state) -> None:
-    """Refuses sizes and crops that are no pairs, and a negative crop, which upstream's step would pass over."""
+def check_pixels(block_state, executed: ModularPipelineBlocks) -> None:
+    """Refuses overlays and boxes that are none, that there is nothing for, or whose blocks are gone."""
+    padding = block_state.padding_map_crop
+    if not isinstance(block_state.overlay, bool):
+        refuse("overlay", block_state.overlay, "True or False")
+    check_whole_number("overlay_feather", block_state.overlay_feather, 0)
+    if padding is not None:
+        check_whole_number("padding_map_crop", padding, 0)
+    lays_over = "overlay" if block_state.overlay else "padding_map_crop" if padding is not None else None
+    if lays_over is None:
+        if block_state.overlay_feather:
+            raise ValueError("`overlay_feather` is given, but there is no `overlay` for it.")
+        return
+    if block_state.image is None:
+        raise ValueError(f"`{lays_over}` needs the `image` whose pixels come back.")
+    taken = {name for block in list(executed.sub_blocks.values())[1:] for name in block.input_names}
+    for name, needed in (("overlay", "overlay"), ("padding_map_crop", "crop_to_change")):
+        if lays_over == name and not {name, "whole_image"} <= taken:
+            raise ValueError(f"`{name}` is given, but `overlay` or `{needed}` was popped from the blocks.")
+    if block_state.output_type == "latent":
+        raise ValueError(f"`{lays_over}` needs pictures; `output_type` is 'latent'.")
+    for name in ("latents", "noise", "crops_coords") if padding is not None else ():
+        if getattr(block_state, name, None) is not None:
+            raise ValueError(f"`{name}` is given together with `padding_map_crop`, which changes the size of the run.")
+
+
+def check_conditioning(components, block_state) -> None:
+    """Refuses sizes and crops that are no pairs, and a negative crop where upstream's step would pass over it."""
     for name in (*SIZES, *CROPS):
         pair = getattr(block_state, name)
         if pair is None and name in SIZES:
@@ -276,7 +364,7 @@ def check_conditioning(block_state) -> None:
             refuse(name, pair, "a pair of numbers")
         setattr(block_state, name, tuple(pair))
     crop, negative = (getattr(block_state, name) for name in CROPS)
-    if negative not in ((0, 0), crop):
+    if negative not in ((0, 0), crop) and not components.config.requires_aesthetics_score:
         refuse("negative_crops_coords_top_left", negative, f"what `crops_coords_top_left` is, {crop}, or nothing")
 
 
@@ -284,6 +372,27 @@ def _count_images(image: Any) -> int:
     if isinstance(image, list):
         return sum(_count_images(one) for one in image)
     return len(image) if getattr(image, "ndim", 3) == 4 else 1
+
+
+def _check_control_picture(image: Any) -> None:
+    if isinstance(image, PIL.Image.Image):
+        if image.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
+            refuse("control_image", image, f"8-bit images, not mode {image.mode!r}; scale it to one first")
+        return
+    values = torch.as_tensor(image)
+    if not values.is_floating_point() or not (values.min() >= 0 and values.max() <= 1):
+        described = f"{type(image).__name__} of {image.dtype} with values from {values.min():g} to {values.max():g}"
+        refuse("control_image", described, "floats in [0, 1], or PIL images")
+
+
+def _check_cut_along(block_state, images: list) -> None:
+    """Refuses control images that upstream would not cut to the box of `padding_map_crop` where it lies."""
+    size = diffdiff_pixels.size_of(diffdiff_pixels.split_images(block_state.image)[0])
+    for image in images:
+        if not isinstance(image, PIL.Image.Image) or (image.height, image.width) != size:
+            height, width = diffdiff_pixels.size_of(image)
+            described = f"a {type(image).__name__} of {width} x {height} pixels"
+            refuse("control_image", described, f"PIL images of the image's size {size[::-1]} with `padding_map_crop`")
 
 
 def check_control(components, block_state, prompts: int) -> None:
@@ -317,6 +426,11 @@ def check_control(components, block_state, prompts: int) -> None:
         )
     for batch in images if union or several else [images]:
         check_count("control_image", _count_images(batch), prompts)
+    pictures = diffdiff_pixels.split_images(images)
+    for picture in pictures:
+        _check_control_picture(picture)
+    if block_state.padding_map_crop is not None:
+        _check_cut_along(block_state, pictures)
     _read_control_numbers(block_state, len(controlnet.nets) if several else None)
     if isinstance(image, list):
         block_state.control_image = list(image)  # upstream's union step writes into it
@@ -402,6 +516,7 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
             "height",
             "width",
             "latents",
+            "noise",
             "image_latents",
             "image_size",
             "prompt_embeds",
@@ -412,7 +527,13 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
             "negative_ip_adapter_embeds",
             "timesteps",
             "sigmas",
+            "denoising_start",
             "denoising_end",
+            "strength",
+            "diffdiff_schedule",
+            "overlay",
+            "overlay_feather",
+            "padding_map_crop",
             *SIZES,
             *CROPS,
             "output_type",
@@ -424,7 +545,9 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
     def __call__(self, components, state):
         block_state = self.get_block_state(state)
         given = {name: value for name, value in state.values.items() if value is not None}
-        self.check(components, block_state, components.blocks.get_execution_blocks(**given))
+        executed = components.blocks.get_execution_blocks(**given)
+        check_loop(set(given), executed)
+        self.check(components, block_state, executed)
         # kept in the state as read: a URL is fetched once
         self.set_block_state(state, block_state)
         return components, state
@@ -437,10 +560,13 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
         """
         check_not_taken(block_state)
         check_components(components, executed.component_names)
+        check_map_settings(block_state)
+        check_hand_over(block_state)
         check_schedule(components.scheduler, block_state)
-        check_conditioning(block_state)
+        check_conditioning(components, block_state)
         check_ip_adapter(components, block_state, getattr(block_state, "ip_adapter_image", None))
         prompts = count_prompts(components, block_state, makes(executed, "prompt_embeds"))
+        check_pixels(block_state, executed)
         grid = check_original(components, block_state, makes(executed, "image_latents"), prompts)
         block_state.diffdiff_map = diffdiff_map.load_maps(block_state.diffdiff_map)
         check_count("diffdiff_map", len(block_state.diffdiff_map), prompts)
@@ -453,7 +579,7 @@ class SDXLDiffDiffAutoCheckInputsStep(SDXLDiffDiffCheckInputsStep):
 
     @property
     def inputs(self) -> list[InputParam]:
-        names = ("control_image", "control_mode", *CONTROL_NUMBERS, "ip_adapter_image")
+        names = ("control_image", "control_mode", *CONTROL_NUMBERS, "crops_coords", "ip_adapter_image")
         return [*super().inputs, *(diffdiff_docs.input_param(name) for name in names)]
 
     def check(self, components, block_state, executed: ModularPipelineBlocks) -> int:

@@ -6,15 +6,17 @@ Pure functions; nothing here knows of pipelines. Notation: x_i = alpha_i * x0 + 
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
 
 
 def noise_levels(scheduler, timesteps: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """alpha and sigma of every level of a schedule, as the scheduler's own `add_noise` applies them.
+    """alpha and sigma of every level of a schedule, as the scheduler itself applies them.
 
     Args:
-        scheduler: Any scheduler with `add_noise`, after `set_timesteps`. It is not changed.
+        scheduler: Any scheduler with `add_noise`, or `scale_noise` (flow matching), after `set_timesteps`. It is not
+            changed.
         timesteps: (T,) all timesteps of its schedule.
         dtype: Of the latents: asked in their precision, the levels are the scheduler's to the last bit.
 
@@ -22,13 +24,44 @@ def noise_levels(scheduler, timesteps: torch.Tensor, dtype: torch.dtype) -> tupl
         Two (T + 1,) tensors on the timesteps' device; the last level is (1, 0), the original itself.
     """
     scheduler = copy.deepcopy(scheduler)
-    # `add_noise` with an index set would answer for that index alone
-    scheduler._begin_index = scheduler._step_index = None
     ones = torch.ones(len(timesteps), dtype=dtype, device=timesteps.device)
     zeros = torch.zeros_like(ones)
-    alphas = scheduler.add_noise(ones, zeros, timesteps)
-    sigmas = scheduler.add_noise(zeros, ones, timesteps)
+    alphas, sigmas = _noise(scheduler, ones, zeros, timesteps), _noise(scheduler, zeros, ones, timesteps)
     return torch.cat([alphas, ones[:1]]), torch.cat([sigmas, zeros[:1]])
+
+
+def _noise(scheduler, samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """Samples (T,), each noised to its timestep; `scheduler` forgets where it stands."""
+    # with an index set, schedulers answer for that index alone
+    scheduler._begin_index = scheduler._step_index = None
+    if hasattr(scheduler, "add_noise"):
+        return scheduler.add_noise(samples, noise, timesteps)
+    noised = []
+    for level in range(len(timesteps)):
+        scheduler._step_index = None  # FlowMatchHeun's remembers the first timestep that it is asked for
+        part = slice(level, level + 1)
+        noised.append(scheduler.scale_noise(samples[part], timesteps[part], noise[part]))
+    return torch.cat(noised)
+
+
+def index_at(scheduler, share: float) -> int:
+    """The index of the first timestep after this share of a schedule, at a whole step of second-order schedulers.
+
+    A run that stops there and one that starts there, as upstream's `denoising_end` and `denoising_start`, are one run.
+
+    Args:
+        scheduler: After `set_timesteps`.
+        share: In [0, 1], of the training timesteps.
+    """
+    trained = scheduler.config.num_train_timesteps
+    passed = (scheduler.timesteps >= round(trained - share * trained)).sum().item()
+    return min(-(-passed // scheduler.order) * scheduler.order, len(scheduler.timesteps))
+
+
+def begin_of(scheduler, first: torch.Tensor) -> int:
+    """The index at which a run starts, whose first timestep is `first`."""
+    begin = getattr(scheduler, "begin_index", None)  # schedulers without one repeat no timestep, or start at the first
+    return (scheduler.timesteps == first.to(scheduler.timesteps.device)).nonzero()[0].item() if begin is None else begin
 
 
 def put_on_trajectory(
@@ -60,6 +93,23 @@ def for_each_output(tensor: torch.Tensor, outputs: int) -> torch.Tensor:
     """
     repeats = outputs // len(tensor)
     return torch.cat([row for row in tensor.split(1) for _ in range(repeats)])
+
+
+def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:
+    """Says what samplers that rewrite their last step (UniPC, SA-Solver) do to a map of several levels.
+
+    Args:
+        release_steps: Of all elements, counted on the whole schedule.
+    """
+    levels = release_steps.unique()
+    partly = (levels > 0) & (levels < -(-len(scheduler.timesteps) // scheduler.order))
+    if hasattr(scheduler, "last_sample") and partly.any() and len(levels) > 1:
+        warnings.warn(
+            f"`diffdiff_map` has several levels, and {type(scheduler).__name__} corrects each step by its own record "
+            "of the one before: elements that are kept in part begin to change up to a step early. What is kept whole "
+            "is exact.",
+            stacklevel=2,
+        )
 
 
 def recover_noise(
