@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 IMAGE = Image.fromarray(render(Scene("apple", "red", "striped", light=0.3)))
 PROMPT = "a green pear on a striped background"
 BLACK, WHITE_HALF, HALF_FROZEN = np.zeros((SIZE, SIZE)), half_map(), np.full((SIZE, SIZE), 0.5)
-REPEATS = 15
+REPEATS, LARGE = 15, 384
 
 
 @functools.cache
@@ -52,12 +52,12 @@ def make(blocks, guidance_scale: float):
     return pipe
 
 
-def ours(guidance_scale: float = 1.0):
-    pipe = make(SDXLDiffDiffBlocks(), guidance_scale)
+def ours(guidance_scale: float = 1.0, side: int = SIZE):
+    pipe, image = make(SDXLDiffDiffBlocks(), guidance_scale), IMAGE.resize((side, side))
 
     def run(steps: int, change_map: np.ndarray = BLACK):
         generator = torch.Generator().manual_seed(0)
-        return pipe(prompt=PROMPT, image=IMAGE, diffdiff_map=change_map, num_inference_steps=steps, generator=generator)
+        return pipe(prompt=PROMPT, image=image, diffdiff_map=change_map, num_inference_steps=steps, generator=generator)
 
     run.unet = pipe.unet
     return run
@@ -92,10 +92,10 @@ def load_community(path: Path) -> ModuleType:
     return module
 
 
-def community(path: Path, guidance_scale: float = 1.0):
+def community(path: Path, guidance_scale: float = 1.0, side: int = SIZE):
     pipe = load_community(path).StableDiffusionXLDifferentialImg2ImgPipeline(**models())
     pipe.set_progress_bar_config(disable=True)
-    pixels = torch.from_numpy(np.asarray(IMAGE)).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.array(IMAGE.resize((side, side)))).permute(2, 0, 1)[None] / 127.5 - 1
 
     def run(steps: int, change_map: np.ndarray = BLACK):
         return pipe(
@@ -230,6 +230,10 @@ def report(community_path: Path | None) -> list[str]:
             runs = ours(guidance_scale), community(community_path, guidance_scale)
             one, other, times = ratio(lambda run, keep=change_map: edit_time(run, 25, keep), *runs)
             lines.append(f"| {name}, against the community pipeline | {one:.2f} s | {other:.2f} s | {times:.3f} |")
+        runs = ours(side=LARGE), community(community_path, side=LARGE)
+        one, other, times = ratio(lambda run: edit_time(run, 25, np.zeros((LARGE, LARGE))), *runs)
+        name = f"an edit of 25 steps, guidance off, {LARGE} x {LARGE} pixels, against the community pipeline"
+        lines.append(f"| {name} | {one:.2f} s | {other:.2f} s | {times:.3f} |")
         one, other, times = ratio(lambda run: edit_time(run, 25), base, community(community_path))
         name = "(image-to-image of 25 steps, guidance off, against the community pipeline)"
         lines.append(f"| {name} | {one:.2f} s | {other:.2f} s | {times:.3f} |")
