@@ -176,6 +176,7 @@ def choose_device(model: Model) -> Model:
     try:
         found = torch.device(model.device or accelerator)
         torch.zeros(1, device=found).cpu()
+    # no such name, a build without it, a device that torch knows and cannot use
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {model.device!r} cannot be used here: {error}") from error
     if model.offload and found.type == "cpu":

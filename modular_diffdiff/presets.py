@@ -71,13 +71,11 @@ def insert_before(blocks: InsertableDict, place: str, name: str, block: type) ->
 
 # Differential diffusion is image-to-image with the whole schedule, a change map, and a loop that obeys it.
 DIFFDIFF_BLOCKS = IMAGE2IMAGE_BLOCKS.copy()
-DIFFDIFF_BLOCKS["set_timesteps"] = TEXT2IMAGE_BLOCKS["set_timesteps"]
+DIFFDIFF_BLOCKS["set_timesteps"] = SDXLDiffDiffSetTimestepsStep
 DIFFDIFF_BLOCKS["prepare_latents"] = SDXLDiffDiffPrepareLatentsStep
 DIFFDIFF_BLOCKS["denoise"] = SDXLDiffDiffDenoiseLoop
 # Batches of several prompts: what belongs to a prompt stays with it.
 DIFFDIFF_BLOCKS["input"] = SDXLDiffDiffInputStep
-# A run in two halves, base and refiner: the second starts at `denoising_start`.
-DIFFDIFF_BLOCKS["set_timesteps"] = SDXLDiffDiffSetTimestepsStep
 # Any size: padded before encoding, cropped after decoding.
 DIFFDIFF_BLOCKS["image_encoder"] = SDXLDiffDiffVaeEncoderStep
 DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep

@@ -19,11 +19,16 @@ INSTALLED = {
 }
 # SDXL's noise schedule is given by betas; what does not take them (EDM, consistency models, ...) cannot sample it
 TAKE_BETAS = {name for name, member in INSTALLED.items() if set(SDXL_BETAS) <= parameters(member)}
+# with the error that upstream's image-to-image ends in, None where it runs with a schedule that rises
 LEFT_OUT = {
-    "CogVideoXDPMScheduler": "its step takes the last prediction of the clean sample, which SDXL's loop does not keep",
-    "DDIMInverseScheduler": "has no add_noise: it goes from an image to noise",
-    "DPMSolverMultistepInverseScheduler": "goes from an image to noise",
-    "RePaintScheduler": "refuses add_noise: it repaints",
+    # its step takes the last prediction of the clean sample, which SDXL's loop does not keep
+    "CogVideoXDPMScheduler": TypeError,
+    # goes from an image to noise, and has no add_noise
+    "DDIMInverseScheduler": AttributeError,
+    # goes from an image to noise
+    "DPMSolverMultistepInverseScheduler": None,
+    # repaints, and refuses add_noise
+    "RePaintScheduler": NotImplementedError,
 }
 SDXL = {name: INSTALLED[name] for name in sorted(TAKE_BETAS - set(LEFT_OUT))}
 OPTIONS = {"DPMSolverSDEScheduler": {"noise_sampler_seed": 0}, "PNDMScheduler": {"skip_prk_steps": True}}

@@ -279,6 +279,16 @@ def test_what_a_popped_block_would_do_is_refused(tiny, popped, asked):
         run(diffdiff(tiny, without=(popped,)), **{asked: True if asked == "overlay" else 8})
 
 
+def test_latents_of_the_whole_image_do_not_go_with_a_box_of_it(tiny):
+    with pytest.raises(ValueError, match="`image_latents` is given together with `padding_map_crop`"):
+        run(
+            diffdiff(tiny, without=("image_encoder",)),
+            image_latents=torch.zeros(1, 4, 5, 6),
+            overlay=True,
+            padding_map_crop=8,
+        )
+
+
 def test_an_overlay_without_the_crop_leaves_pixels_where_they_were(tiny):
     with_crop, without = (run(diffdiff(tiny, without=without), overlay=True).images[0] for without in ((), ("crop",)))
     np.testing.assert_array_equal(as_file(without), as_file(with_crop))

@@ -237,16 +237,19 @@ class DiffDiffOverlayStep(ModularPipelineBlocks):
             if block_state.image_size is not None:  # what is padded is no part of the picture
                 height, width = block_state.image_size
                 outputs = [edited[:height, :width] for edited in outputs]
+            originals, keeps = _for_each(originals, len(outputs)), _for_each(keeps, len(outputs))
             results = []
-            for k, edited in enumerate(outputs):
-                # the outputs of one prompt lie together
-                original = originals[k * len(originals) // len(outputs)]
-                keep = keeps[k * len(keeps) // len(outputs)]
+            for original, keep, edited in zip(originals, keeps, outputs, strict=True):
                 box = block_state.crops_coords if cropped else (0, 0, *size_of(original)[::-1])
                 results.append(_paste(original, edited, keep, box, block_state.overlay_feather))
             block_state.images = _as_output(results, originals, block_state)
         self.set_block_state(state, block_state)
         return components, state
+
+
+def _for_each(items: list, outputs: int) -> list:
+    """The item of each output: the outputs of one prompt lie together."""
+    return [items[k * len(items) // outputs] for k in range(outputs)]
 
 
 def _arrays(images: Any, output_type: str) -> list[np.ndarray]:
@@ -300,8 +303,7 @@ def _as_output(results: list[np.ndarray], originals: list[Any], block_state) -> 
         images = block_state.images
         return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2).to(images.device, images.dtype)
     pictures = [PIL.Image.fromarray(result) for result in results]
-    for k, picture in enumerate(pictures):
-        original = originals[k * len(originals) // len(pictures)]
+    for picture, original in zip(pictures, originals, strict=True):
         if isinstance(original, PIL.Image.Image) and original.has_transparency_data:
             picture.putalpha(original.convert("RGBA").getchannel("A"))
     return pictures

@@ -349,7 +349,7 @@ def check_pixels(block_state, executed: ModularPipelineBlocks) -> None:
             raise ValueError(f"`{name}` is given, but `overlay` or `{needed}` was popped from the blocks.")
     if block_state.output_type == "latent":
         raise ValueError(f"`{lays_over}` needs pictures; `output_type` is 'latent'.")
-    for name in ("latents", "noise", "crops_coords") if padding is not None else ():
+    for name in ("latents", "noise", "image_latents", "crops_coords") if padding is not None else ():
         if getattr(block_state, name, None) is not None:
             raise ValueError(f"`{name}` is given together with `padding_map_crop`, which changes the size of the run.")
 

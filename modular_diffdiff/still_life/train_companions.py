@@ -67,6 +67,11 @@ class Base:
     def noise(self, indices: torch.Tensor, captions: list[str], generator: torch.Generator) -> Noised:
         return noise_latents(self.latents[indices], captions, *self.text, generator)
 
+    def steered_loss(self, noised: Noised, down: list[torch.Tensor], middle: torch.Tensor) -> torch.Tensor:
+        """The UNet's, with a ControlNet's residuals added to its down and middle blocks."""
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return noised.loss(self.unet(**noised.inputs, **residuals).sample)
+
 
 def _controls_of_seed(seed: int) -> np.ndarray:
     scene = Scene.random(seed)
@@ -98,11 +103,7 @@ def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, b
         edges, _ = _draw_controls(controls, indices, rng)
         noised = base.noise(indices, captions, generator)
         down, middle = controlnet(**noised.inputs, controlnet_cond=edges.to(base.device), return_dict=False)
-        return noised.loss(
-            base.unet(
-                **noised.inputs, down_block_additional_residuals=down, mid_block_additional_residual=middle
-            ).sample
-        )
+        return base.steered_loss(noised, down, middle)
 
     fit("controlnet", nn.ModuleDict({"controlnet": controlnet}), loss, steps, 5e-4, work, ema_decay=0.998)
     controlnet.set_default_attn_processor()
@@ -129,11 +130,7 @@ def train_controlnet_union(base: Base, controlnet, controls: np.ndarray, work: P
             control_type_idx=modes,
             return_dict=False,
         )
-        return noised.loss(
-            base.unet(
-                **noised.inputs, down_block_additional_residuals=down, mid_block_additional_residual=middle
-            ).sample
-        )
+        return base.steered_loss(noised, down, middle)
 
     fit("controlnet_union", nn.ModuleDict({"union": union}), loss, steps, 5e-4, work, ema_decay=0.998)
     union.set_default_attn_processor()
