@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := modular_diffdiff tests benchmarks docs
+CODE := modular_diffdiff tests benchmarks docs noxfile.py
 
-.PHONY: demo test lint benchmark
+.PHONY: demo test test-matrix lint benchmark pages
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -12,6 +12,13 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-matrix: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet nox virtualenv
+	$(BIN)/python -m nox
+
+pages: $(VENV)/installed
+	$(BIN)/python docs/make_pages.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)

@@ -12,12 +12,14 @@ from tqdm.auto import tqdm
 
 from modular_diffdiff import SDXLDiffDiffBlocks
 from modular_diffdiff.demo import draw_sheet, half_map
+from modular_diffdiff.publishing import PACKAGE
 from modular_diffdiff.still_life import CHECKPOINT, GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import SIZE, Scene, render
 from tests.scheduler_table import OPTIONS, SDXL
 
 
 PAGE = Path(__file__).parents[1] / "docs/exactness.md"
+PICTURE = PACKAGE / "pictures/exactness.png"
 STEPS, COUNT = (4, 8, 25), 4
 SCENE = Scene("apple", "red", "striped", light=0.3)
 PROMPT = "a green pear on a striped background"
@@ -126,7 +128,7 @@ def main() -> None:
     print("Leak without restoring / with / correlation of change with the map\n")
     write("table", [f"| scheduler | {header} |", f"|---|{'---|' * len(STEPS)}", *measure()])
     write("skipping", ["| scheduler | difference |", "|---|---|", *difference_by_skipping()])
-    picture().save(PAGE.with_suffix(".png"), optimize=True)
+    picture().save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from PIL import Image
 from sybil import Document
 
 from modular_diffdiff import demo, editing, loading
+from modular_diffdiff.publishing import PACKAGE
 from modular_diffdiff.still_life import GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import Scene, render
 
 
 FOLDER = Path(__file__).parent
+CARD = PACKAGE / "pictures"  # what the model card shows too
 
 
 def polarity() -> Image.Image:
@@ -55,9 +57,9 @@ def repeated() -> Image.Image:
     return demo.draw_sheet([("Sixteen pixels at a time, along the upper and lower edge", tiles)])
 
 
-def run_page(name: str) -> None:
-    """Runs the code of NAME.md; the pictures that it saves go into the folder NAME."""
-    page, pictures = FOLDER / f"{name}.md", FOLDER / name
+def run_page(name: str, pictures: Path) -> None:
+    """Runs the code of NAME.md, and keeps the pictures that it saves."""
+    page = FOLDER / f"{name}.md"
     pictures.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for example in Document.parse(str(page), *PARSERS).examples():
@@ -68,11 +70,11 @@ def run_page(name: str) -> None:
 
 def main() -> None:
     with editing.quiet_libraries():
-        demo.make_sheet().save(FOLDER / "demo.png", optimize=True)
-        polarity().save(FOLDER / "polarity.png", optimize=True)
+        demo.make_sheet().save(CARD / "demo.png", optimize=True)
+        polarity().save(CARD / "polarity.png", optimize=True)
         repeated().save(FOLDER / "repeated.png", optimize=True)
-    for name in ("tutorial", "workflows"):
-        run_page(name)
+    run_page("tutorial", FOLDER / "tutorial")
+    run_page("workflows", CARD / "workflows")
 
 
 if __name__ == "__main__":

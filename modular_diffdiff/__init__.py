@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from .blocks import diffdiff_versions  # noqa: F401 - refuses a diffusers that is too old
+
 
 # Public names and where they live; imported when asked for, so that the command line answers before torch is loaded.
 _MODULES = {

@@ -1,9 +1,10 @@
-"""What people run: `modular-diffdiff demo` and `modular-diffdiff edit`."""
+"""What people run: `modular-diffdiff demo`, `edit` and `publish`."""
 
 from __future__ import annotations
 
 import math
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import editing, loading
+from . import editing, loading, publishing
 from .still_life import GUIDANCE_SCALE
 
 
@@ -257,6 +258,52 @@ def edit(
                 result = editing.run_edit(pipe, asked, pictures, n)
                 editing.write_png(result, path, overwrite, settings | {"seed": n})
                 typer.echo(f"{path} (seed {n})")
+
+
+@app.command()
+def publish(
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to, owner/name; without a dot in it.")],
+    checkpoint: Annotated[
+        bool,
+        typer.Option("--checkpoint", help="Publish the embedded checkpoint and its companions, instead of the blocks."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder and stop; no network is used.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder that --dry-run writes; the name of REPO_ID by default."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a repository that only its owner sees.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="The branch to commit to; made where there is none.")
+    ] = None,
+) -> None:
+    """Publish the blocks as a repository on the Hugging Face Hub.
+
+    The repository is assembled, loaded in a fresh process, listed with its files' sizes, and sent in one commit; what
+    has not changed is not sent again. If that fails, nothing changes. The token is that of `hf auth login` or HF_TOKEN.
+
+    \b
+    Examples:
+      modular-diffdiff publish ada/diffdiff-sdxl --dry-run
+      modular-diffdiff publish ada/diffdiff-sdxl --private
+      modular-diffdiff publish ada/still-life --checkpoint
+    """
+    content = publishing.STILL_LIFE if checkpoint else publishing.BLOCKS
+    with _one_line_errors(), tempfile.TemporaryDirectory() as temporary:
+        publishing.check_repo_id(repo_id)
+        if out is not None and not dry_run:
+            raise loading.UserError("--out needs --dry-run.")
+        name = repo_id.split("/")[1]
+        folder = (out or Path(name)) if dry_run else Path(temporary, name)
+        if not dry_run:
+            publishing.check_target(content, repo_id, private)
+        with editing.quiet_libraries():
+            said = publishing.assemble(content, repo_id, folder)
+            files = publishing.list_files(folder)
+            for path, size in files:
+                typer.echo(f"{size:>12,}  {path}")
+            typer.echo(f"{sum(size for _, size in files):>12,}  in {len(files)} files; {said}")
+            typer.echo(folder if dry_run else publishing.upload(content, repo_id, folder, private, revision))
 
 
 def _check_scales(scales: dict[str, float | None]) -> None:

@@ -1,5 +1,10 @@
 """The pipelines: which blocks run, in which order. The entry module of the Hub repo."""
 
+from .blocks.diffdiff_versions import NEEDED
+
+
+# isort: split
+
 from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import (
     StableDiffusionXLImg2ImgPrepareAdditionalConditioningStep,
@@ -25,7 +30,9 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from .blocks.diffdiff_docs import DocumentedSequentialBlocks
 from .blocks.diffdiff_loop import DiffDiffRestoreStep, DiffDiffSkipFrozenStep
 from .blocks.diffdiff_map import load_maps
+from .blocks.diffdiff_mellon import WIDGETS
 from .blocks.diffdiff_pixels import DiffDiffCropStep, DiffDiffCropToChangeStep, DiffDiffOverlayStep
+from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_sdxl import (
     SDXLDiffDiffAutoDenoiseStep,
     SDXLDiffDiffControlNetDenoiseLoop,

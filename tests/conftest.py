@@ -15,9 +15,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
 from modular_diffdiff.still_life.models import build_tokenizer
 
+from .clients import add_models, run_command
 from .helpers import let_it_speak
+from .hub import Hub
 
 
 @pytest.fixture(scope="session")
@@ -131,3 +134,14 @@ def image_encoder():
         patch_size=56,
     )
     return CLIPVisionModelWithProjection(config).eval()
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A Hub with stand-ins for all weights, to which the collection and the checkpoint have been published."""
+    home = tmp_path_factory.mktemp("publisher")
+    with Hub() as hub:
+        add_models(hub, tmp_path_factory.mktemp("models"))
+        for arguments in ((BLOCKS_REPO,), (CHECKPOINT_REPO, "--checkpoint")):
+            run_command(["modular-diffdiff", "publish", *arguments], hub, home)
+        yield hub

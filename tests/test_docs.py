@@ -24,10 +24,11 @@ PACKAGE = Path(modular_diffdiff.__file__).parent
 
 
 ROOT = PACKAGE.parent
-PAGES = [page for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks") for page in folder.glob("*.md")]
+FOLDERS = (ROOT, ROOT / "docs", ROOT / "benchmarks", PACKAGE, PACKAGE / "still_life")
+PAGES = [page for folder in FOLDERS for page in folder.glob("*.md") if not page.is_symlink()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_between_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
     lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
@@ -153,3 +154,6 @@ def test_public_names_are_documented(name):
         assert public.__doc__
         if issubclass(public, ModularPipelineBlocks):
             assert public().description
+            for param in [*public().inputs, *public().intermediate_outputs]:
+                assert param.type_hint is not None, param
+                assert param.description.endswith("."), param

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import modular_diffdiff
+from modular_diffdiff.blocks import diffdiff_versions
 
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
@@ -90,7 +91,9 @@ def test_without_trust_the_repos_code_does_not_run(tmp_path):
     assert not list(tmp_path.rglob("presets.py"))
 
 
-@pytest.mark.parametrize("name", ["modular_config.json", "modular_model_index.json", "presets.py", "blocks"])
+@pytest.mark.parametrize(
+    "name", ["modular_config.json", "modular_model_index.json", "presets.py", "blocks", "model_card.md"]
+)
 def test_the_clones_root_points_into_the_package(name):
     link = CLONE / name
     assert link.is_symlink()
@@ -103,3 +106,26 @@ def test_the_entry_module_names_every_module_of_blocks():
     entry = (PACKAGE / "presets.py").read_text()
     for module in (PACKAGE / "blocks").glob("diffdiff_*.py"):
         assert f"from .blocks.{module.stem} import" in entry
+
+
+@pytest.mark.parametrize("module", ["modular_diffdiff", "presets"])
+def test_an_older_diffusers_is_one_clear_line(tmp_path, module):
+    """Both for the package and for the Hub repo's entry module."""
+    metadata = tmp_path / "diffusers-0.41.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: diffusers\nVersion: 0.41.0\n")
+    result = subprocess.run(
+        [sys.executable, "-c", f"import {'modular_diffdiff.' * (module == 'presets')}{module}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: modular-diffdiff needs diffusers 0.42 or newer, and 0.41.0 is installed")
+    assert "pip install --upgrade diffusers" in last
+
+
+@pytest.mark.parametrize("version", ["0.42.0", "0.42.1", "0.43.0.dev0", "1.0.0"])
+def test_a_newer_one_is_none(version):
+    diffdiff_versions.refuse_older(version)

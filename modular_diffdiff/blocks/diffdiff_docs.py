@@ -14,6 +14,8 @@ import torch
 from diffusers.modular_pipelines import ConditionalPipelineBlocks, SequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
+from . import diffdiff_mellon, diffdiff_saving
+
 
 Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
 ChangeMap = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | list
@@ -246,7 +248,7 @@ KWARGS = {
 @functools.cache
 def _documented(name: str) -> InputParam:
     type_hint, default, description = INPUTS[name]
-    return InputParam(name, type_hint, default, description=description)
+    return InputParam(name, type_hint, default, description=description, metadata=diffdiff_mellon.metadata(name))
 
 
 def input_param(name: str, required: bool = False) -> InputParam:
@@ -268,7 +270,9 @@ def _document_input(param: InputParam, required: bool) -> InputParam:
     if param.name not in INPUTS:  # an input of somebody else's block speaks for itself
         return param
     ours = input_param(param.name)
-    return replace(param, type_hint=ours.type_hint, description=ours.description, required=required)
+    return replace(
+        param, type_hint=ours.type_hint, description=ours.description, required=required, metadata=ours.metadata
+    )
 
 
 def _document_output(param: OutputParam) -> OutputParam:
@@ -277,8 +281,20 @@ def _document_output(param: OutputParam) -> OutputParam:
     return replace(output_param(param.name), kwargs_type=param.kwargs_type)
 
 
+class Documented:
+    """Mixin of a block whose inputs and outputs upstream has left without a type or a sentence."""
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [_document_input(param, param.required) for param in super().inputs]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [_document_output(param) for param in super().intermediate_outputs]
+
+
 class DocumentedSequentialBlocks(SequentialPipelineBlocks):
-    """Sequential blocks whose inputs and outputs all have a type and a sentence, upstream's among them."""
+    """Sequential blocks: every input and output has a type and a sentence, and they are saved with their code."""
 
     @property
     def description(self) -> str:
@@ -309,3 +325,20 @@ class DocumentedSequentialBlocks(SequentialPipelineBlocks):
     def get_execution_blocks(self, **kwargs: Any) -> DocumentedSequentialBlocks:
         """Upstream's selection of the blocks that run for these inputs, as documented as the whole."""
         return DocumentedSequentialBlocks.from_blocks_dict(super().get_execution_blocks(**kwargs).sub_blocks)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves the blocks with their code, so that `from_pretrained(save_directory, trust_remote_code=True)` has them.
+
+        `pipe.save_pretrained(save_directory)` adds the components.
+
+        Args:
+            save_directory: Folder for the code and `modular_config.json`; made where there is none.
+            push_to_hub: Whether to upload the folder, as `kwargs` say (upstream's `PushToHubMixin.push_to_hub`).
+
+        Raises:
+            ValueError: If these are not the blocks that their class makes: code is saved, and not objects.
+        """
+        diffdiff_saving.save_code(self, save_directory)
+        module = type(self).__module__.rsplit(".", 1)[-1]
+        self.register_to_config(auto_map={"ModularPipelineBlocks": f"{module}.{type(self).__name__}"})
+        self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -24,7 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from . import diffdiff_docs, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
 
 
-class SDXLDiffDiffVaeEncoderStep(StableDiffusionXLVaeEncoderStep):
+class SDXLDiffDiffVaeEncoderStep(diffdiff_docs.Documented, StableDiffusionXLVaeEncoderStep):
     """Upstream's encoder step for images of any size, and for one generator an output."""
 
     @property
@@ -60,7 +60,7 @@ class SDXLDiffDiffVaeEncoderStep(StableDiffusionXLVaeEncoderStep):
         return components, state
 
 
-class SDXLDiffDiffInputStep(StableDiffusionXLInputStep):
+class SDXLDiffDiffInputStep(diffdiff_docs.Documented, StableDiffusionXLInputStep):
     """Upstream's input step, with pooled and image embeddings paired as the text embeddings are: a, a, b, b."""
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class SDXLDiffDiffInputStep(StableDiffusionXLInputStep):
         return components, state
 
 
-class SDXLDiffDiffSetTimestepsStep(StableDiffusionXLSetTimestepsStep):
+class SDXLDiffDiffSetTimestepsStep(diffdiff_docs.Documented, StableDiffusionXLSetTimestepsStep):
     """Text-to-image's whole schedule, or its part from `denoising_start` to `denoising_end`, at whole steps."""
 
     @property
@@ -214,7 +214,9 @@ class SDXLDiffDiffLoopBeforeDenoiser(StableDiffusionXLLoopBeforeDenoiser):
         return super().__call__(components, block_state, i=i, t=t)
 
 
-class SDXLDiffDiffDenoiseLoop(diffdiff_loop.DiffDiffLoop, StableDiffusionXLDenoiseLoopWrapper):
+class SDXLDiffDiffDenoiseLoop(
+    diffdiff_docs.Documented, diffdiff_loop.DiffDiffLoop, StableDiffusionXLDenoiseLoopWrapper
+):
     """SDXL's denoising loop under a change map."""
 
     block_classes = [
@@ -249,7 +251,7 @@ class SDXLDiffDiffControlNetDenoiseLoop(SDXLDiffDiffDenoiseLoop):
         return f"{super().description} What is released is steered by a ControlNet or ControlNet-Union."
 
 
-class SDXLDiffDiffAutoDenoiseStep(AutoPipelineBlocks):
+class SDXLDiffDiffAutoDenoiseStep(diffdiff_docs.Documented, AutoPipelineBlocks):
     """The loop with a ControlNet where there is a control image, and the plain one elsewhere."""
 
     block_classes = [SDXLDiffDiffControlNetDenoiseLoop, SDXLDiffDiffDenoiseLoop]

@@ -1,0 +1,188 @@
+"""The repository on a Hub, with real clients: each scenario in a fresh process with an empty cache."""
+
+import json
+
+import pytest
+
+from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
+
+from .clients import run_command, run_python
+from .hub import File, Repository
+
+
+LOAD = f"""
+    from diffusers import ModularPipeline
+    pipe = ModularPipeline.from_pretrained("{BLOCKS_REPO}", trust_remote_code=True)
+"""
+SAY_WHAT = """
+    import sys
+    assert "modular_diffdiff" not in sys.modules
+    print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__)
+"""
+OURS, PLAIN = "diffusers_modules SDXLDiffDiffAutoBlocks\n", "diffusers StableDiffusionXLAutoBlocks\n"
+
+
+def publish(hub, home, *arguments, code=0, **more):
+    return run_command(["modular-diffdiff", "publish", *arguments], hub, home, code=code, **more)
+
+
+@pytest.fixture
+def repository(hub):
+    """The published repository; what a test does to it is undone."""
+    before = hub.repositories[BLOCKS_REPO]
+    hub.repositories[BLOCKS_REPO] = Repository(
+        before.private, dict(before.commits), dict(before.branches), list(before.messages)
+    )
+    yield hub.repositories[BLOCKS_REPO]
+    hub.repositories[BLOCKS_REPO] = before
+
+
+# Publishing
+
+
+def test_it_is_one_commit_that_makes_the_repository_what_the_package_is(hub, repository, tmp_path):
+    assert repository.messages == ["initial commit", "modular-diffdiff 0.1.0"]
+    names = set(repository.commits[repository.branches["main"]])
+    assert {"README.md", "LICENSE", "presets.py", "modular_config.json", "modular_model_index.json"} < names
+    assert {"blocks/diffdiff_loop.py", "pictures/demo.png", "mellon_pipeline_config.json"} < names
+    publish(hub, tmp_path, BLOCKS_REPO)
+    assert len(repository.messages) == 2
+    # what is left from an earlier version goes
+    files = repository.commits[repository.branches["main"]]
+    repository.commit(files | {"blocks/diffdiff_old.py": File(b"")})
+    publish(hub, tmp_path, BLOCKS_REPO)
+    assert repository.commits[repository.branches["main"]].keys() == names
+
+
+def test_a_dry_run_writes_the_files_that_are_published(hub, tmp_path):
+    said = publish(None, tmp_path, BLOCKS_REPO, "--dry-run", "--out", "folder").stdout
+    published = hub.repositories[BLOCKS_REPO]
+    files = published.commits[published.branches["main"]]
+    for name, file in files.items():
+        if name != ".gitattributes":
+            assert (tmp_path / "folder" / name).read_bytes() == file.read(), name
+            assert f"{len(file.read()):,}  {name}" in said
+    assert "loads as SDXLDiffDiffAutoBlocks" in said
+    assert "folder exists" in publish(None, tmp_path, BLOCKS_REPO, "--dry-run", "--out", "folder", code=2).stderr
+
+
+def test_card_and_node_name_the_repository_that_they_are_in(hub, tmp_path):
+    publish(hub, tmp_path, "ada/my-edits", "--private", "--revision", "next")
+    repository = hub.repositories.pop("ada/my-edits")
+    assert repository.private
+    assert repository.commits[repository.branches["main"]].keys() == {".gitattributes"}
+    files = repository.commits[repository.branches["next"]]
+    card = files["README.md"].read().decode()
+    assert 'from_pretrained("ada/my-edits"' in card
+    assert BLOCKS_REPO not in card
+    assert json.loads(files["mellon_pipeline_config.json"].read())["default_repo"] == "ada/my-edits"
+
+
+def test_a_failed_upload_changes_nothing(hub, repository, tmp_path):
+    before = repository.commits[repository.branches["main"]]
+    repository.commit(before | {"README.md": File(b"changed")})
+    changed = dict(repository.branches)
+    hub.refuse_commits = True
+    try:
+        said = publish(hub, tmp_path, BLOCKS_REPO, "--revision", "next", code=1).stderr
+        assert "507" in said
+        assert said.count("\n") == 1
+        publish(hub, tmp_path, "ada/new", code=1)
+    finally:
+        hub.refuse_commits = False
+    assert repository.branches == changed
+    assert "ada/new" not in hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["no-owner"], {}, "REPO_ID 'no-owner' is no repository's name"),
+        (["ada/v1.5"], {}, "REPO_ID 'ada/v1.5' has a dot in it"),
+        (["ada/new"], {"HF_TOKEN": ""}, "there is no token"),
+        (["bob/new"], {}, "this token may write to ada, modular-diffdiff, and not to 'bob'"),
+        (["ada/taken"], {}, "REPO_ID 'ada/taken' is taken"),
+        ([CHECKPOINT_REPO], {}, "is taken"),
+        ([BLOCKS_REPO, "--private"], {}, "exists and is public"),
+        ([BLOCKS_REPO, "--out", "folder"], {}, "--out needs --dry-run"),
+    ],
+)
+def test_what_cannot_be_published_is_said_before_anything_is_sent(hub, tmp_path, arguments, environment, said):
+    hub.repositories.setdefault("ada/taken", Repository()).commit({"model.safetensors": File(b"theirs")})
+    before = len(hub.requests)
+    assert said in publish(hub, tmp_path, *arguments, code=2, **environment).stderr
+    assert {method for method, _ in hub.requests[before:]} <= {"GET"}
+    assert not list(tmp_path.glob("*/presets.py"))
+
+
+def test_an_unreachable_hub_is_one_line(tmp_path):
+    said = publish(None, tmp_path, "ada/new", code=1, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="x").stderr
+    assert said.startswith("Error: ")
+    assert said.count("\n") == 1
+
+
+# Loading
+
+
+def test_a_workflow_loads_the_models_that_it_needs_and_no_others(hub, tmp_path):
+    before = len(hub.requests)
+    code = f"""
+    from diffusers import ModularPipeline
+    pipe = ModularPipeline.from_pretrained("{BLOCKS_REPO}", trust_remote_code=True, workflow="diffdiff")
+    pipe.load_components()
+    print(sorted(pipe.null_component_names))
+    """
+    assert run_python(code, hub, tmp_path) == "[]\n"
+    asked = {path.split("/resolve/")[0].strip("/") for _, path in hub.requests[before:] if "/resolve/" in path}
+    assert asked == {BLOCKS_REPO, "stabilityai/stable-diffusion-xl-base-1.0", "madebyollin/sdxl-vae-fp16-fix"}
+
+
+def test_two_revisions_of_the_code_do_not_mix(hub, repository, tmp_path):
+    first = repository.branches["main"]
+    files = repository.commits[first]
+
+    def with_line(name: str, line: str) -> dict[str, File]:
+        return files | {name: File(files[name].read() + line.encode())}
+
+    second = repository.commit(with_line("blocks/diffdiff_map.py", "\nKEEP_TOLERANCE = 0.25\n"))
+    code = f"""
+    import sys
+    from diffusers import ModularPipeline
+    for revision in ("{first}", "{second}", "main", "{first}"):
+        pipe = ModularPipeline.from_pretrained("{BLOCKS_REPO}", revision=revision, trust_remote_code=True)
+        module = type(pipe.blocks).__module__
+        maps = sys.modules[module.replace("presets", "blocks.diffdiff_map")]
+        pixels = sys.modules[module.replace("presets", "blocks.diffdiff_pixels")].diffdiff_map
+        print(maps.KEEP_TOLERANCE, pixels.KEEP_TOLERANCE)
+    """
+    assert run_python(code, hub, tmp_path).split("\n")[:4] == ["1e-06 1e-06", "0.25 0.25", "0.25 0.25", "1e-06 1e-06"]
+
+
+def test_from_a_warm_cache_without_a_network(hub, tmp_path):
+    assert run_python(LOAD + SAY_WHAT, hub, tmp_path) == OURS
+    # upstream's loader cannot ask for the code's commit, and builds its own pipeline without a word
+    assert run_python(LOAD + SAY_WHAT, None, tmp_path) == PLAIN
+    from_folder = f"""
+    from diffusers import ModularPipeline
+    from huggingface_hub import snapshot_download
+    folder = snapshot_download("{BLOCKS_REPO}")
+    pipe = ModularPipeline.from_pretrained(folder, trust_remote_code=True)
+    """
+    assert run_python(from_folder + SAY_WHAT, hub, tmp_path) == OURS
+    before = len(hub.requests)
+    assert run_python(from_folder + SAY_WHAT, None, tmp_path) == OURS
+    assert len(hub.requests) == before
+
+
+def test_the_schema_from_the_hub_has_type_default_and_sentence_for_every_input(hub, tmp_path):
+    command = ["diffusers-cli", "--format", "json", "schema", "--model", BLOCKS_REPO, "--trust-remote-code"]
+    schema = json.loads(run_command(command, hub, tmp_path).stdout)
+    assert schema["pipeline_class"] == "SDXLDiffDiffAutoBlocks"
+    for entry in schema["inputs"]:
+        assert entry["type_hint"] not in (None, "None"), entry
+        assert entry["description"].endswith("."), entry
+        assert {"default", "required"} <= entry.keys()
+    said = {entry["name"]: entry["description"] for entry in schema["inputs"]}
+    assert "[0, 1]" in said["strength"]
+    assert "(0, 1)" in said["denoising_start"]
+    assert "(0, 1]" in said["denoising_end"]

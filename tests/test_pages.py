@@ -1,0 +1,160 @@
+"""The README and the cards, run as they are pasted, and the pages that are made from the code."""
+
+import importlib.util
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers.modular_pipelines.mellon_node_utils import MELLON_PARAM_TEMPLATES, MellonParam, MellonPipelineConfig
+from PIL import Image
+
+import modular_diffdiff
+from modular_diffdiff.still_life.controls import depth
+from modular_diffdiff.still_life.scene import Scene, render
+
+from .clients import run_command, run_python
+
+
+PACKAGE = Path(modular_diffdiff.__file__).parent
+ROOT = PACKAGE.parent
+# Each with what its code must have left behind, and where other tests run what cannot be run in these.
+RUN = {
+    ROOT / "README.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "street.png"),
+    PACKAGE / "model_card.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "run.png"),
+    PACKAGE / "still_life" / "model_card.md": ("pear.png",),
+}
+ELSEWHERE = {
+    "make demo": "test_cli.py runs what it runs, and .ci/run the target",
+    "make test": "this is it",
+    "pip install": ".ci/run installs the package, and these tests what the card asks for",
+}
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands_of(page: Path) -> list[str]:
+    lines = re.sub(r"\\\n *", "", "".join(blocks_of(page, "console"))).splitlines()
+    commands = [line.removeprefix("$ ").split("  #")[0].strip() for line in lines]
+    return [command for command in commands if not command.startswith(tuple(ELSEWHERE))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where somebody has a photo, a map, and pictures that steer."""
+    apple = Scene("apple", "red", "striped", light=0.3)
+    Image.fromarray(render(apple)).save(tmp_path / "photo.png")
+    Image.fromarray(np.repeat([[255, 0]], 64, 1).repeat(128, 0).astype(np.uint8)).save(tmp_path / "map.png")
+    for name in ("edges", "depth"):
+        depth(apple).save(tmp_path / f"{name}.png")
+    Image.fromarray(render(Scene("apple", "orange", "plain", light=0.3))).save(tmp_path / "orange.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_block_runs_as_it_is_pasted(hub, folder, page):
+    code = blocks_of(page, "python")
+    assert code
+    # an edit of the half map keeps what is white, and changes what is black
+    check = """
+import numpy as np
+from PIL import Image
+before, after = (np.asarray(Image.open(name).convert("RGB"), dtype=float) for name in ("photo.png", "edited.png"))
+print(abs(before - after)[:, :40].mean(), abs(before - after)[:, 88:].mean())
+"""
+    printed = run_python("\n".join([*code, "image.save('edited.png')", check]), hub, folder)
+    if page != PACKAGE / "still_life" / "model_card.md":
+        kept, changed = map(float, printed.splitlines()[-1].split())
+        assert kept < 10 < 20 < changed
+    for command in commands_of(page):
+        run_command(["bash", "-c", command], hub, folder)
+    for name in RUN[page]:
+        assert (folder / name).exists(), name
+
+
+@pytest.mark.parametrize("page", [*RUN, *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_code_is_python_or_a_command(page):
+    languages = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
+    assert set(languages) <= {"python", "console", "bibtex", ""}
+
+
+def make_pages():
+    spec = importlib.util.spec_from_file_location("make_pages", ROOT / "docs" / "make_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["API", "CARD", "MELLON"])
+def test_what_is_made_from_the_code_is_as_it_would_be_made_now(name):
+    pages = make_pages()
+    path = getattr(pages, name)
+    assert path.read_text() == pages.PAGES[path](), "run `python docs/make_pages.py`"
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"]({page.name})" in index
+
+
+def test_the_card_has_what_the_hub_searches_by():
+    from huggingface_hub import ModelCard
+
+    data = ModelCard.load(PACKAGE / "model_card.md").data
+    assert data.license == "apache-2.0"
+    assert data.library_name == "diffusers"
+    assert data.pipeline_tag == "image-to-image"
+    assert data.base_model == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert {"modular-diffusers", "custom-pipeline-blocks", "differential-diffusion"} <= set(data.tags)
+    text = (PACKAGE / "model_card.md").read_text()
+    assert re.search(r"\A---\n.*?\n---\n\s*!\[", text, re.DOTALL), "the picture comes first"
+
+
+# Mellon
+
+
+NODE = json.loads((PACKAGE / "mellon_pipeline_config.json").read_text())["node_params"]["custom"]
+KNOWN = {field.name for field in fields(MellonParam)} - {"name", "required_block_params"}
+
+
+@pytest.mark.parametrize("name", NODE["params"])
+def test_every_socket_is_one_that_upstream_knows(name):
+    param = NODE["params"][name]
+    assert param.keys() <= KNOWN
+    assert MellonParam(name=name, **param).to_dict() == param
+    displays = {template.get("display") for template in MELLON_PARAM_TEMPLATES.values()}
+    assert param.get("display") in displays | {None}
+    if param.get("display") == "slider":
+        assert param["min"] <= param["default"] <= param["max"]
+        assert param["min"] < param["max"]
+        assert 0 < param["step"] <= param["max"] - param["min"]
+    if "options" in param:
+        assert param["value"] in param["options"]
+
+
+def test_the_node_has_every_input_that_the_call_takes_and_its_components():
+    blocks = modular_diffdiff.SDXLDiffDiffAutoBlocks()
+    taken = {param.name for param in blocks.inputs if param.name} - {"guidance_scale"}
+    assert set(NODE["input_names"]) == taken
+    assert set(NODE["model_input_names"]) == set(blocks.component_names)
+    assert "images" in NODE["output_names"]
+    starred = {name for name, param in NODE["params"].items() if param["label"].endswith(" *")}
+    assert starred == {"prompt", "image", "diffdiff_map"}
+
+
+def test_a_widget_starts_at_the_default_of_its_input():
+    defaults = {param.name: param.default for param in modular_diffdiff.SDXLDiffDiffAutoBlocks().inputs}
+    for name, param in NODE["params"].items():
+        if "default" in param or "value" in param:
+            shown = param.get("default", param.get("value"))
+            assert shown == (defaults[name] if defaults[name] is not None else ""), name
+
+
+def test_upstream_reads_the_node_back():
+    config = MellonPipelineConfig.load(PACKAGE)
+    assert config.node_params["custom"] == NODE

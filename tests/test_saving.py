@@ -1,0 +1,95 @@
+"""Saved pipelines: what `from_pretrained` makes of them in a fresh process."""
+
+import filecmp
+import re
+from pathlib import Path
+
+import pytest
+
+import modular_diffdiff
+from modular_diffdiff import SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
+from modular_diffdiff.blocks import diffdiff_docs
+
+from .clients import run_python
+
+
+PACKAGE = Path(modular_diffdiff.__file__).parent
+SAVE = """
+    from modular_diffdiff import {blocks}
+    from modular_diffdiff.still_life import CHECKPOINT
+    pipe = {blocks}().init_pipeline(CHECKPOINT)
+    pipe.load_components(dtype=torch.float32)
+    pipe.unet.conv_out.bias.data += 0.5  # weights that are nowhere else
+    pipe.save_pretrained("saved", overwrite_modular_index=True)
+    pipe.blocks.save_pretrained("saved")
+"""
+LOAD = """
+    from diffusers import ModularPipeline
+    pipe = ModularPipeline.from_pretrained("{folder}", trust_remote_code=True)
+    pipe.load_components(dtype=torch.float32)
+"""
+RUN = """
+    import hashlib, numpy
+    from PIL import Image
+    result = pipe(
+        prompt="a green pear", image=Image.linear_gradient("L").convert("RGB").resize((64, 64)),
+        diffdiff_map=numpy.linspace(0, 1, 64)[None].repeat(64, 0), num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0), output="images",
+    )[0]
+    print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__,
+          hashlib.sha256(result.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("blocks", ["SDXLDiffDiffAutoBlocks", "SDXLDiffDiffBlocks"])
+def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path, blocks):
+    saved = run_python("    import torch" + SAVE.format(blocks=blocks) + RUN, None, tmp_path).split()
+    (tmp_path / "saved").rename(tmp_path / "moved")  # nothing in it names where it was
+    loaded = run_python("    import torch" + LOAD.format(folder="moved") + RUN, None, tmp_path).split()
+    assert saved[:2] == ["modular_diffdiff", blocks]
+    assert loaded[:2] == ["diffusers_modules", blocks]
+    assert loaded[2] == saved[2]
+    # and what was loaded as remote code is saved with its code too
+    again = 'pipe.blocks.save_pretrained("again")'
+    run_python("    import torch" + LOAD.format(folder="moved") + f"    {again}", None, tmp_path)
+    assert {path.name for path in (tmp_path / "again/blocks").iterdir()} == {
+        path.name for path in (PACKAGE / "blocks").glob("diffdiff_*.py")
+    }
+
+
+def test_the_code_that_is_saved_is_the_package(tmp_path):
+    SDXLDiffDiffAutoBlocks().save_pretrained(tmp_path)
+    names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")]
+    assert names
+    assert filecmp.cmpfiles(tmp_path, PACKAGE, names, shallow=False)[0] == names
+
+    def without_version(path: Path) -> str:
+        return re.sub(r'"_diffusers_version": ".*"', "", path.read_text())
+
+    config = "modular_config.json"
+    assert without_version(tmp_path / config) == without_version(PACKAGE / config)
+
+
+def without_restore():
+    blocks = SDXLDiffDiffBlocks()
+    blocks.sub_blocks["denoise"].sub_blocks.pop("restore")
+    return blocks
+
+
+class MyBlocks(SDXLDiffDiffBlocks):
+    """Somebody's own pipeline, in a module of their own."""
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (without_restore, "these differ from `SDXLDiffDiffBlocks()`"),
+        (lambda: SDXLDiffDiffAutoBlocks().get_workflow("diffdiff"), "DocumentedSequentialBlocks is not one of"),
+        (lambda: diffdiff_docs.DocumentedSequentialBlocks.from_blocks_dict({}), "is not one of the pipelines"),
+        (MyBlocks, "MyBlocks is not one of the pipelines"),
+    ],
+)
+def test_what_would_load_as_something_else_is_not_saved(tmp_path, blocks, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        blocks().save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
