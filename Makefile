@@ -18,7 +18,7 @@ test-matrix: $(VENV)/installed
 	$(BIN)/python -m nox
 
 pages: $(VENV)/installed
-	$(BIN)/python docs/make_pages.py
+	PYTHONPATH=. $(BIN)/python docs/make_pages.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)

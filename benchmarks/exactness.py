@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import ClassifierFreeGuidance
+from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modular_diffdiff import SDXLDiffDiffBlocks
+from modular_diffdiff import SDXLDiffDiffBlocks, ZImageDiffDiffAutoBlocks
 from modular_diffdiff.demo import draw_sheet, half_map
 from modular_diffdiff.publishing import PACKAGE
-from modular_diffdiff.still_life import CHECKPOINT, GUIDANCE_SCALE
+from modular_diffdiff.still_life import CHECKPOINT, FLOW_CHECKPOINT, FLOW_GUIDANCE_SCALE, GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import SIZE, Scene, render
 from tests.scheduler_table import OPTIONS, SDXL
 
@@ -25,18 +28,45 @@ SCENE = Scene("apple", "red", "striped", light=0.3)
 PROMPT = "a green pear on a striped background"
 
 
-def make_pipeline(restore: bool):
-    blocks = SDXLDiffDiffBlocks()
-    if not restore:
-        blocks.sub_blocks.pop("skip_frozen")
-        blocks.sub_blocks["denoise"].sub_blocks.pop("restore")
-    return make(blocks)
+@dataclass(frozen=True)
+class Model:
+    """An embedded checkpoint, with the blocks of its family."""
+
+    name: str
+    blocks: type
+    checkpoint: str
+    guidance_scale: float
+
+    def make_blocks(self, without: tuple[str, ...] = ()):
+        """Its blocks, without some of them, in the loop or around it."""
+        blocks = self.blocks().get_workflow("diffdiff")
+        loops = [block for block in blocks.sub_blocks.values() if isinstance(block, LoopSequentialPipelineBlocks)]
+        for sub_blocks in (blocks.sub_blocks, *(loop.sub_blocks for loop in loops)):
+            for name in list(sub_blocks):
+                if name.split(".")[-1] in without:
+                    sub_blocks.pop(name)
+        return blocks
 
 
-def make(blocks):
-    pipe = blocks.init_pipeline(CHECKPOINT)
+SDXL_MODEL = Model("SDXL", SDXLDiffDiffBlocks, CHECKPOINT, GUIDANCE_SCALE)
+FLOW_MODEL = Model("Z-Image", ZImageDiffDiffAutoBlocks, FLOW_CHECKPOINT, FLOW_GUIDANCE_SCALE)
+SHIFT = 2.0  # as the checkpoint's own
+# Those that take the sigmas that Z-Image's blocks set.
+FLOW = {
+    "FlowMatchEulerDiscrete": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+    "FlowMatchEulerDiscrete, stochastic": FlowMatchEulerDiscreteScheduler(shift=SHIFT, stochastic_sampling=True),
+    "FlowMatchLCM": FlowMatchLCMScheduler(shift=SHIFT),
+}
+
+
+def make_pipeline(restore: bool, model: Model = SDXL_MODEL):
+    return make(model, () if restore else ("restore", "skip_frozen"))
+
+
+def make(model: Model, without: tuple[str, ...] = ()):
+    pipe = model.make_blocks(without).init_pipeline(model.checkpoint)
     pipe.load_components(dtype=torch.float32)
-    pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=GUIDANCE_SCALE))
+    pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=model.guidance_scale))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -64,14 +94,21 @@ def correlation(state, keep: np.ndarray) -> float:
     return torch.corrcoef(torch.stack([change, allowed]))[0, 1].item()
 
 
-def measure() -> list[str]:
+def sdxl_schedulers() -> dict[str, object]:
+    """All that sample SDXL, with the embedded checkpoint's settings."""
+    base = dict(make_pipeline(restore=True).scheduler.config)
+    return {
+        name.removesuffix("Scheduler"): scheduler_class.from_config(base, **OPTIONS.get(name, {}))
+        for name, scheduler_class in SDXL.items()
+    }
+
+
+def measure(model: Model, schedulers: dict[str, object]) -> list[str]:
     """A row a scheduler: leak without and with `restore`, and the correlation under a ramp, at each number of steps."""
     ramp = np.linspace(1, 0, SIZE) * np.ones((SIZE, 1))
-    pipes = {restore: make_pipeline(restore) for restore in (False, True)}
-    base = dict(pipes[True].scheduler.config)
+    pipes = {restore: make_pipeline(restore, model) for restore in (False, True)}
     rows = []
-    for name, scheduler_class in tqdm(SDXL.items(), "schedulers"):
-        scheduler = scheduler_class.from_config(base, **OPTIONS.get(name, {}))
+    for name, scheduler in tqdm(schedulers.items(), "schedulers"):
         for pipe in pipes.values():
             pipe.update_components(scheduler=scheduler)
         cells = []
@@ -79,16 +116,14 @@ def measure() -> list[str]:
             without, exact = (leak(run(pipe, half_map(), steps)) for pipe in pipes.values())
             follows = correlation(run(pipes[True], ramp, steps), ramp)
             cells.append(f"{without:.2f} / {exact:g} / {follows:.2f}")
-        rows.append(f"| {name.removesuffix('Scheduler')} | {' | '.join(cells)} |")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 
 
 def difference_by_skipping() -> list[str]:
     """A row a scheduler: RMS difference of the latents with and without `skip_frozen`, under a ramp."""
     ramp = np.linspace(1, 0.4, SIZE) * np.ones((SIZE, 1))
-    whole = SDXLDiffDiffBlocks()
-    whole.sub_blocks.pop("skip_frozen")
-    pipes = make_pipeline(restore=True), make(whole)
+    pipes = make(SDXL_MODEL), make(SDXL_MODEL, ("skip_frozen",))
     base = dict(pipes[0].scheduler.config)
     rows = []
     for name in (
@@ -115,8 +150,9 @@ def write(name: str, lines: list[str]) -> None:
 def picture() -> Image.Image:
     """The same edit at 4, 8 and 25 steps, without and with `restore`."""
     rows = []
-    for restore, title in ((False, "The paper's algorithm"), (True, "With `restore`")):
-        pipe = make_pipeline(restore)
+    ways = ((False, "the paper's algorithm"), (True, "with `restore`"))
+    for model, (restore, way) in itertools.product((SDXL_MODEL, FLOW_MODEL), ways):
+        pipe, title = make_pipeline(restore, model), f"{model.name}, {way}"
         tiles = [(Image.fromarray(render(SCENE)), "original")]
         tiles += [(run(pipe, half_map(), steps, count=1).images[0], f"{steps} steps") for steps in STEPS]
         rows.append((title, tiles))
@@ -126,7 +162,9 @@ def picture() -> Image.Image:
 def main() -> None:
     header = " | ".join(f"{steps} steps" for steps in STEPS)
     print("Leak without restoring / with / correlation of change with the map\n")
-    write("table", [f"| scheduler | {header} |", f"|---|{'---|' * len(STEPS)}", *measure()])
+    head = [f"| scheduler | {header} |", f"|---|{'---|' * len(STEPS)}"]
+    write("table", [*head, *measure(SDXL_MODEL, sdxl_schedulers())])
+    write("flow", [*head, *measure(FLOW_MODEL, FLOW)])
     write("skipping", ["| scheduler | difference |", "|---|---|", *difference_by_skipping()])
     picture().save(PICTURE, optimize=True)
 

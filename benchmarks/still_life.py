@@ -6,12 +6,12 @@ import itertools
 import math
 
 import torch
-from diffusers import ClassifierFreeGuidance, StableDiffusionXLPipeline
+from diffusers import ClassifierFreeGuidance, StableDiffusionXLPipeline, ZImagePipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
 from modular_diffdiff import SDXLDiffDiffBlocks
-from modular_diffdiff.still_life import CHECKPOINT, GUIDANCE_SCALE
+from modular_diffdiff.still_life import CHECKPOINT, FLOW_CHECKPOINT, FLOW_GUIDANCE_SCALE, GUIDANCE_SCALE
 from modular_diffdiff.still_life.judge import LABELS, Reading, load_judge, to_tensor
 from modular_diffdiff.still_life.scene import BACKGROUNDS, COLOURS, KINDS, SIZE, Scene, render
 
@@ -69,7 +69,7 @@ def judge_itself(judge, count: int = 1000) -> None:
             print(row(f"judge, rendered scenes, {part}, {name}", right, count))
 
 
-def text_to_image(pipe, judge, steps: int = 25, batch: int = 24) -> None:
+def text_to_image(pipe, judge, name: str, guidance_scale: float, steps: int = 25, batch: int = 24) -> None:
     names = itertools.product(KINDS, COLOURS, BACKGROUNDS)
     scenes = [Scene(kind, colour, background) for kind, colour, background in names]
     readings = []
@@ -80,12 +80,12 @@ def text_to_image(pipe, judge, steps: int = 25, batch: int = 24) -> None:
             height=SIZE,
             width=SIZE,
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE_SCALE,
+            guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(HELD_OUT + start + k) for k in range(len(part))],
         ).images
         readings += judge.read(to_tensor(pictures))
-    for name, right in count_right(scenes, readings).items():
-        print(row(f"text to image, {steps} steps, {name}", right, len(scenes)))
+    for question, right in count_right(scenes, readings).items():
+        print(row(f"{name}, {steps} steps, {question}", right, len(scenes)))
 
 
 @torch.no_grad()
@@ -124,8 +124,12 @@ def main() -> None:
     autoencoder(plain.vae)
     print("| what | right | share | 95 % interval |\n|---|---|---|---|")
     judge_itself(judge)
-    text_to_image(plain, judge)
+    text_to_image(plain, judge, "text to image", GUIDANCE_SCALE)
     ours = SDXLDiffDiffBlocks().init_pipeline(CHECKPOINT)
     ours.load_components(dtype=torch.float32)
     ours.update_components(guider=ClassifierFreeGuidance(guidance_scale=GUIDANCE_SCALE))
     edits(ours, judge)
+    flow = ZImagePipeline.from_pretrained(FLOW_CHECKPOINT, torch_dtype=torch.float32)
+    flow.set_progress_bar_config(disable=True)
+    for steps in (25, 8, 4):
+        text_to_image(flow, judge, "flow, text to image", FLOW_GUIDANCE_SCALE - 1, steps)

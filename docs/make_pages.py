@@ -1,6 +1,6 @@
-"""Writes what follows from the code: `docs/api.md`, the model card's table of inputs, Mellon's configuration.
+"""Writes what follows from the code: `api.md` and `families.md`, the card's table of inputs, Mellon's configuration.
 
-    python docs/make_pages.py
+    make pages
 
 A test compares each with what is committed.
 """
@@ -10,91 +10,148 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers import StableDiffusionXLAutoBlocks
 
 import modular_diffdiff
-from modular_diffdiff import SDXLDiffDiffAutoBlocks, mellon
+from modular_diffdiff import DiffDiffAutoBlocks, FamilyDiffDiffAutoBlocks, SDXLDiffDiffAutoBlocks, mellon
+from modular_diffdiff.blocks.diffdiff_docs import DocumentedSequentialBlocks
+from modular_diffdiff.cards import inputs_table, outputs_table, table
+from modular_diffdiff.catalog import FAMILIES
 from modular_diffdiff.publishing import BLOCKS_REPO, PACKAGE
+from tests import families as families_table
 
 
+PIPELINES = ["SDXLDiffDiffBlocks", *(family.blocks for family in FAMILIES.values())]
+FAMILIES_PAGE = Path(__file__).parent / "families.md"
 API, CARD = Path(__file__).parent / "api.md", PACKAGE / "model_card.md"
 MELLON = PACKAGE / "mellon_pipeline_config.json"
 _HEAD = """# The names of `modular_diffdiff`
 
-Made from the docstrings and the blocks by `python docs/make_pages.py`. Latents are in the scheduler's scale, of
+Made from the docstrings and the blocks by `make pages`. Latents are in the scheduler's scale, of
 shape (outputs, channels, h, w).
 """
 
 
-def _type_name(hint: object) -> str:
-    return inspect.formatannotation(hint).replace("PIL.Image.Image", "Image").replace("numpy.", "np.")
+def _describe_dictionary(public: dict) -> list[str]:
+    listed = "\n".join(f"- `{step}`: `{block.__name__}`" for step, block in public.items())
+    return ["An ordered dictionary of block classes, from `presets.py`:", listed]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _describe_pipeline(public: type) -> list[str]:
+    blocks = public()
+    steps = "\n".join(f"- `{step}`: `{type(block).__name__}`" for step, block in blocks.sub_blocks.items())
+    workflows = ", ".join(f"`{name}`" for name in blocks.available_workflows)
+    if not isinstance(blocks, DocumentedSequentialBlocks):
+        return [inspect.getdoc(public), f"Workflows: {workflows}. The card of its repository lists its inputs."]
+    return [inspect.getdoc(public), steps, f"Workflows: {workflows}. All inputs:", inputs_table(blocks)]
 
 
-def inputs_table(blocks: ModularPipelineBlocks) -> str:
-    """Name, type, default and sentence of every input, the required ones first."""
-    rows = []
-    for param in sorted(blocks.inputs, key=lambda param: not param.required):
-        name = f"`{param.name}`" if param.name else f"`**{param.kwargs_type}`"
-        default = "**required**" if param.required else f"`{param.default!r}`"
-        rows.append((name, f"`{_type_name(param.type_hint)}`", default, param.description))
-    return _table(("input", "type", "default", "what"), rows)
-
-
-def outputs_table(blocks: ModularPipelineBlocks) -> str:
-    rows = [
-        (f"`{param.name}`", f"`{_type_name(param.type_hint)}`", param.description)
-        for param in blocks.intermediate_outputs
-        if param.name
-    ]
-    return _table(("output", "type", "what"), rows)
-
-
-def _is_pipeline(name: str) -> bool:
-    return name in ("SDXLDiffDiffBlocks", "SDXLDiffDiffAutoBlocks")
+def _describe_block(public: type) -> list[str]:
+    blocks = public()
+    parts = [inspect.getdoc(public), inputs_table(blocks)]
+    return [*parts, outputs_table(blocks)] if blocks.intermediate_outputs else parts
 
 
 def _describe(name: str) -> str:
     public = getattr(modular_diffdiff, name)
-    parts = [f"## {name}"]
-    if not inspect.isclass(public):
-        listed = "\n".join(f"- `{step}`: `{block.__name__}`" for step, block in public.items())
-        return "\n\n".join([*parts, "An ordered dictionary of block classes, from `presets.py`:", listed])
-    parts.append(inspect.getdoc(public))
-    blocks = public()
-    if blocks.sub_blocks:
-        parts.append("\n".join(f"- `{step}`: `{type(block).__name__}`" for step, block in blocks.sub_blocks.items()))
-    if not _is_pipeline(name) or public is SDXLDiffDiffAutoBlocks:
-        parts.append(inputs_table(blocks))
-    if not _is_pipeline(name) and blocks.intermediate_outputs:
-        parts.append(outputs_table(blocks))
-    return "\n\n".join(parts)
+    if isinstance(public, dict):
+        parts = _describe_dictionary(public)
+    elif not inspect.isclass(public):
+        signature = inspect.signature(public)
+        parts = [f"`{name}({', '.join(signature.parameters)})`", f"```\n{inspect.getdoc(public)}\n```"]
+    elif name in PIPELINES:
+        parts = _describe_pipeline(public)
+    elif public in (DiffDiffAutoBlocks, FamilyDiffDiffAutoBlocks):
+        parts = [f"```\n{inspect.getdoc(public)}\n```"]
+    else:
+        parts = _describe_block(public)
+    return "\n\n".join([f"## {name}", *parts])
 
 
 def render_api() -> str:
     """The page on all public names: the pipelines, the dictionaries that they are made of, the blocks."""
-    names = sorted(modular_diffdiff.__all__, key=lambda name: (not _is_pipeline(name), not name.isupper()))
+    names = sorted(modular_diffdiff.__all__, key=lambda name: (name not in PIPELINES, not name.isupper()))
     return "\n\n".join([_HEAD.strip(), *map(_describe, names)]) + "\n"
+
+
+def _fill(path: Path, tables: dict[str, str]) -> str:
+    """A page with these tables between the marks of their names."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        before, rest = text.split(f"<!-- {name} -->")
+        after = rest.split(f"<!-- end of {name} -->")[1]
+        text = f"{before}<!-- {name} -->\n\n{content}\n\n<!-- end of {name} -->{after}"
+    return text
 
 
 def render_card() -> str:
     """The model card, with the inputs as they are."""
-    text = CARD.read_text(encoding="utf-8")
-    before, rest = text.split("<!-- inputs -->")
-    after = rest.split("<!-- end of inputs -->")[1]
-    table = inputs_table(SDXLDiffDiffAutoBlocks())
-    return f"{before}<!-- inputs -->\n\n{table}\n\n<!-- end of inputs -->{after}"
+    return _fill(CARD, {"inputs": inputs_table(SDXLDiffDiffAutoBlocks())})
 
 
 def render_mellon() -> str:
-    return mellon.build_config(BLOCKS_REPO).to_json_string()
+    return mellon.build_config(SDXLDiffDiffAutoBlocks(), FAMILIES["sdxl"].title, BLOCKS_REPO).to_json_string()
 
 
-PAGES = {API: render_api, CARD: render_card, MELLON: render_mellon}
+EMBEDDED = {"z-image": "embedded: `still-life-flow`"}
+
+
+def _kind(family) -> str:
+    return "image-to-image" if family.strength else "edit model"
+
+
+def render_families() -> str:
+    """The table of families: what the tests' rows say, and what those tests hold of them."""
+    ours = {family.blocks_class.upstream: family for family in FAMILIES.values()}
+    sdxl = ours[StableDiffusionXLAutoBlocks]
+    rows = [
+        (
+            f"{sdxl.title}",
+            f"`{sdxl.blocks}`",
+            "image-to-image",
+            "ε, v, x0",
+            "grid",
+            "guider",
+            f"`{sdxl.model}`; embedded: `still-life`",
+        )
+    ]
+    laws = []
+    for row in families_table.FAMILIES.values():
+        family = ours[row.upstream]
+        rows.append(
+            (
+                family.title,
+                f"`{family.blocks}`",
+                _kind(row),
+                "flow",
+                row.layout,
+                "guider" if row.guided else "distilled",
+                "; ".join(filter(None, [family.model and f"`{family.model}`", EMBEDDED.get(row.name)])),
+            )
+        )
+        blocks = family.blocks_class()
+        opened = [name for name in blocks.available_workflows if "diffdiff" in name]
+        laws.append(
+            (
+                family.title,
+                ", ".join(f"`{name}`" for name in opened),
+                "bit for bit",
+                "<= 1e-5" if row.strength else "",
+                "one reference" if row.references else "yes",
+                "yes" if "control_image" in blocks.get_workflow(opened[-1]).input_names else "",
+            )
+        )
+    left_out = [(f"`{name}`", reason) for name, reason in families_table.NOT_OPENED.items()]
+    heads = {
+        "families": ("family", "class", "kind", "prediction", "latents in the loop", "guidance", "default model"),
+        "laws": ("family", "workflows with a map", "keep law", "strength law", "batches", "ControlNet"),
+        "left out": ("blocks of diffusers", "not opened, because it"),
+    }
+    tables = zip(heads.items(), (rows, laws, left_out), strict=True)
+    return _fill(FAMILIES_PAGE, {name: table(head, body) for (name, head), body in tables})
+
+
+PAGES = {FAMILIES_PAGE: render_families, API: render_api, CARD: render_card, MELLON: render_mellon}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from .blocks import diffdiff_versions  # noqa: F401 - refuses a diffusers that is too old
+from .catalog import FAMILIES
 
 
 # Public names and where they live; imported when asked for, so that the command line answers before torch is loaded.
@@ -13,10 +14,17 @@ _MODULES = {
     "DIFFDIFF_CONTROLNET_BLOCKS": "presets",
     "IMAGE2IMAGE_BLOCKS": "presets",
     "TEXT2IMAGE_BLOCKS": "presets",
-    "SDXLDiffDiffAutoBlocks": "presets",
     "SDXLDiffDiffBlocks": "presets",
+    "add_diffdiff": "blocks.diffdiff_family",
+    "DiffDiffAutoBlocks": "blocks.diffdiff_family",
+    "FamilyDiffDiffAutoBlocks": "blocks.diffdiff_family",
+    "DiffDiffCheckInputsStep": "blocks.diffdiff_fit",
+    "DiffDiffFitStep": "blocks.diffdiff_fit",
+    "DiffDiffInjectStep": "blocks.diffdiff_loop",
     "DiffDiffRestoreStep": "blocks.diffdiff_loop",
     "DiffDiffSkipFrozenStep": "blocks.diffdiff_loop",
+    "DiffDiffGridStep": "blocks.diffdiff_prepare",
+    "DiffDiffPrepareStep": "blocks.diffdiff_prepare",
     "DiffDiffCropStep": "blocks.diffdiff_pixels",
     "DiffDiffCropToChangeStep": "blocks.diffdiff_pixels",
     "DiffDiffOverlayStep": "blocks.diffdiff_pixels",
@@ -31,6 +39,7 @@ _MODULES = {
     "SDXLDiffDiffAutoCheckInputsStep": "blocks.diffdiff_sdxl_checks",
     "SDXLDiffDiffCheckInputsStep": "blocks.diffdiff_sdxl_checks",
 }
+_MODULES |= {family.blocks: family.module for family in FAMILIES.values()}
 __all__ = list(_MODULES)
 
 

@@ -7,13 +7,13 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from . import editing, loading, publishing
-from .still_life import GUIDANCE_SCALE
+from . import catalog, editing, loading, publishing
 
 
 DEMO_NAME = "modular-diffdiff-demo.png"
@@ -89,8 +89,8 @@ def edit(
         str,
         typer.Option(
             metavar="REPO_OR_DIR",
-            help="An SDXL checkpoint: a name on the Hub, a folder with a model_index.json, or the small one that this "
-            "package embeds.",
+            help="A checkpoint of a family that is known: a name on the Hub, a folder with a model_index.json, or a "
+            "small one that this package embeds: an SDXL (still-life) or a Z-Image (still-life-flow).",
         ),
     ] = loading.EMBEDDED,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of denoising steps.")] = 25,
@@ -98,7 +98,8 @@ def edit(
         float | None,
         typer.Option(
             metavar="X",
-            help="How closely to follow the prompt; 1 turns guidance off. 7.5 by default, 2 for the embedded model.",
+            help="How closely to follow the prompt; 1 turns guidance off. By default 7.5 for SDXL, 2 for the embedded "
+            "models, and the model's own for the others.",
         ),
     ] = None,
     control_image: Annotated[
@@ -179,7 +180,9 @@ def edit(
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(help="Of the weights; by default float32 on a CPU and float16 elsewhere."),
+        typer.Option(
+            help="Of the weights; by default float32 on a CPU, elsewhere float16 for SDXL, bfloat16 for others."
+        ),
     ] = None,
     offload: Annotated[
         bool,
@@ -202,8 +205,9 @@ def edit(
     """Edit IMAGE towards PROMPT, each pixel as strongly as MAP lets it.
 
     White parts of the map keep the original, black parts change freely, and greys lie between. The result has the
-    image's size. Its PNG holds, as JSON in the text chunk "modular-diffdiff", all that it takes to repeat it: prompt,
-    seed, model, settings and versions, and the SHA-256 of each picture's bytes, as read or fetched.
+    image's size (some edit models have one of their own). Its PNG holds, as JSON in the text chunk "modular-diffdiff",
+    all that it takes to repeat it: prompt, seed, model, settings and versions, and the SHA-256 of each picture's bytes,
+    as read or fetched.
 
     \b
     Examples:
@@ -213,8 +217,6 @@ def edit(
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
     """
     with _one_line_errors():
-        if guidance_scale is None:
-            guidance_scale = GUIDANCE_SCALE if model == loading.EMBEDDED else 7.5
         _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
         steering = {"--control-mode": control_mode, "--controlnet": controlnet, "--control-scale": control_scale}
         if _is_used("--control-image", control_image, steering):
@@ -251,18 +253,25 @@ def edit(
         )
         with editing.quiet_libraries():
             editing.check_pictures(pictures, asked)
-            chosen = loading.choose_device(chosen)
-            pipe = loading.load_pipeline(chosen, guidance_scale)
+            chosen = loading.choose_device(loading.find_family(chosen))
+            if guidance_scale is None:
+                asked = replace(asked, guidance_scale=loading.default_guidance_scale(chosen))
+            editing.check_family(chosen, asked)
+            pipe = loading.load_pipeline(chosen, asked.guidance_scale)
             settings = editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
                 result = editing.run_edit(pipe, asked, pictures, n)
                 editing.write_png(result, path, overwrite, settings | {"seed": n})
-                typer.echo(f"{path} (seed {n})")
+                typer.echo(f"{path} (seed {n}, {chosen.title})")
 
 
 @app.command()
 def publish(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to, owner/name; without a dot in it.")],
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Whose blocks: one of {', '.join(catalog.FAMILIES)}; sdxl by default."),
+    ] = None,
     checkpoint: Annotated[
         bool,
         typer.Option("--checkpoint", help="Publish the embedded checkpoint and its companions, instead of the blocks."),
@@ -277,26 +286,29 @@ def publish(
         str | None, typer.Option(metavar="BRANCH", help="The branch to commit to; made where there is none.")
     ] = None,
 ) -> None:
-    """Publish the blocks as a repository on the Hugging Face Hub.
+    """Publish the blocks of a model family as a repository on the Hugging Face Hub.
 
     The repository is assembled, loaded in a fresh process, listed with its files' sizes, and sent in one commit; what
-    has not changed is not sent again. If that fails, nothing changes. The token is that of `hf auth login` or HF_TOKEN.
+    has not changed is not sent again, and what an earlier version had and this has not is deleted. A repository that
+    holds anything else is refused. If sending fails, nothing changes. The token is that of `hf auth login` or HF_TOKEN.
 
     \b
     Examples:
       modular-diffdiff publish ada/diffdiff-sdxl --dry-run
       modular-diffdiff publish ada/diffdiff-sdxl --private
+      modular-diffdiff publish ada/diffdiff-flux --family flux
       modular-diffdiff publish ada/still-life --checkpoint
     """
-    content = publishing.STILL_LIFE if checkpoint else publishing.BLOCKS
     with _one_line_errors(), tempfile.TemporaryDirectory() as temporary:
-        publishing.check_repo_id(repo_id)
-        if out is not None and not dry_run:
-            raise loading.UserError("--out needs --dry-run.")
+        _check_publish(
+            family, checkpoint, {"--private": private, "--revision": revision} if dry_run else {"--out": out}
+        )
+        content = publishing.still_life() if checkpoint else publishing.blocks_of(family or "sdxl")
+        publishing.check_repo_id(repo_id, holds_code=not checkpoint)
         name = repo_id.split("/")[1]
         folder = (out or Path(name)) if dry_run else Path(temporary, name)
         if not dry_run:
-            publishing.check_target(content, repo_id, private)
+            publishing.check_target(content, repo_id, private, revision)
         with editing.quiet_libraries():
             said = publishing.assemble(content, repo_id, folder)
             files = publishing.list_files(folder)
@@ -304,6 +316,16 @@ def publish(
                 typer.echo(f"{size:>12,}  {path}")
             typer.echo(f"{sum(size for _, size in files):>12,}  in {len(files)} files; {said}")
             typer.echo(folder if dry_run else publishing.upload(content, repo_id, folder, private, revision))
+
+
+def _check_publish(family: str | None, checkpoint: bool, unused: dict[str, Any]) -> None:
+    if family is not None and family not in catalog.FAMILIES:
+        raise loading.UserError(f"--family is {family!r}; it takes one of {', '.join(catalog.FAMILIES)}.")
+    if family is not None and checkpoint:
+        raise loading.UserError("--family and --checkpoint name two repositories; publish one after the other.")
+    for option, value in unused.items():
+        if value:
+            raise loading.UserError("--out needs --dry-run." if option == "--out" else f"--dry-run takes no {option}.")
 
 
 def _check_scales(scales: dict[str, float | None]) -> None:

@@ -26,6 +26,7 @@ import PIL.Image
 import PIL.ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from . import catalog
 from .loading import Model, UserError, cached_commits
 
 
@@ -66,7 +67,8 @@ class Edit:
     """What is asked of a model, but for the seed.
 
     Attributes:
-        guidance_scale: Of classifier-free guidance; 1 turns it off.
+        guidance_scale: Of classifier-free guidance, 1 turns it off; or the one that a model is distilled with. None for
+            the model's own.
         invert_map: Whether white marks what changes.
         strength: Turns the whole map down; 1 leaves it as it is.
         overlay: Whether the original's own pixels come back where the map keeps them whole.
@@ -78,7 +80,7 @@ class Edit:
     prompt: str
     negative_prompt: str | None
     steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     invert_map: bool
     strength: float = 1.0
     overlay: bool = False
@@ -163,11 +165,12 @@ def quiet_libraries() -> Iterator[None]:
     """
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    show_downloads = not are_progress_bars_disabled()
+    show_downloads, hub_verbosity = not are_progress_bars_disabled(), hub_logging.get_verbosity()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", "`diffdiff_map`")
@@ -175,11 +178,13 @@ def quiet_libraries() -> Iterator[None]:
         for library in libraries:
             library.set_verbosity(logging.CRITICAL)
             library.disable_progress_bar()
+        hub_logging.set_verbosity(logging.CRITICAL)
         if show_downloads:  # transformers has switched them off
             enable_progress_bars()
         try:
             yield
         finally:
+            hub_logging.set_verbosity(hub_verbosity)
             for library, (verbosity, bars) in zip(libraries, before, strict=True):
                 library.set_verbosity(verbosity)
                 if bars:
@@ -192,18 +197,34 @@ def check_pictures(pictures: Pictures, edit: Edit) -> None:
     Raises:
         UserError: With the block's message.
     """
-    from .blocks import diffdiff_map, diffdiff_sdxl_checks
+    from .blocks import diffdiff_checks, diffdiff_map
 
     try:
         lays_over = edit.overlay or edit.crop is not None
-        diffdiff_sdxl_checks.image_geometry(pictures.image.pixels, transparent=lays_over)
+        diffdiff_checks.image_geometry(pictures.image.pixels, transparent=lays_over)
         diffdiff_map.load_maps(pictures.map.pixels)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
+def check_family(model: Model, edit: Edit) -> None:
+    """Refuses what the model's blocks do not take.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    blocks = catalog.FAMILIES[model.family].blocks_class()
+    given = {"--negative": edit.negative_prompt, "--control-mode": edit.control_mode}
+    names = {"--negative": "negative_prompt", "--control-mode": "control_mode", "--guidance-scale": "guidance_scale"}
+    if "guider" not in blocks.component_names:
+        given["--guidance-scale"] = edit.guidance_scale
+    for option, value in given.items():
+        if value is not None and names[option] not in blocks.input_names:
+            raise UserError(f"{option} {value!r}: {model.title} takes none.")
+
+
 def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image:
-    """One edited picture, of the image's size.
+    """One edited picture, of the image's size or the model's own.
 
     Raises:
         UserError: If a block refuses an input, with the block's message.
@@ -211,6 +232,10 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
     import torch
 
     steering = {}
+    if edit.negative_prompt is not None:
+        steering["negative_prompt"] = edit.negative_prompt
+    if edit.guidance_scale is not None and "guider" not in pipe.component_names:
+        steering["guidance_scale"] = edit.guidance_scale
     if pictures.ip_adapter_image is not None:
         steering["ip_adapter_image"] = pictures.ip_adapter_image.pixels.convert("RGB")
     if pictures.control_image is not None:
@@ -223,7 +248,6 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
     try:
         return pipe(
             prompt=edit.prompt,
-            negative_prompt=edit.negative_prompt,
             image=pictures.image.pixels,
             diffdiff_map=pictures.map.pixels,
             invert_diffdiff_map=edit.invert_map,

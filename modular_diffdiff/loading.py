@@ -12,10 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .still_life import CHECKPOINT, COMPANIONS, IP_ADAPTER_NAME
+from . import catalog
+from .still_life import (
+    CHECKPOINT,
+    COMPANIONS,
+    FLOW_CHECKPOINT,
+    FLOW_GUIDANCE_SCALE,
+    GUIDANCE_SCALE,
+    IP_ADAPTER_NAME,
+)
 
 
-EMBEDDED, EMBEDDED_UNION = "still-life", "still-life-union"
+EMBEDDED, EMBEDDED_UNION, EMBEDDED_FLOW = "still-life", "still-life-union", "still-life-flow"
 _MODEL_INDEXES = ("modular_model_index.json", "model_index.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILE = re.compile(rf"(?P<repo>{_HUB_NAME.pattern})/(?:(?P<folder>.+)/)?(?P<name>[^/]+\.(?:safetensors|bin))")
@@ -27,10 +35,11 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """An SDXL checkpoint, what steers it, and how it runs.
+    """A checkpoint, what steers it, and how it runs.
 
     Attributes:
-        model: "still-life" (the embedded one), a folder with a model_index.json, or a Hub repository "owner/name".
+        model: "still-life" or "still-life-flow" (the embedded ones), a folder with a model_index.json, or a Hub
+            repository "owner/name".
         device: Where it runs, a name that torch has; None for `choose_device` to decide.
         dtype: Of its weights, a name that torch has; None likewise.
         offload: Whether its parts wait in main memory until they run.
@@ -38,6 +47,7 @@ class Model:
         ip_adapter: "still-life", a weights file, or one on the Hub, "owner/name/folder/file"; None for none.
         ip_adapter_scale: How much an image prompt counts, 0 for nothing; None without an IP-Adapter.
         lora: A weights file, a folder, or a Hub repository, also with the file's name after it; None for none.
+        family: Its name in `catalog.FAMILIES`, as `find_family` sees it.
     """
 
     model: str
@@ -48,6 +58,11 @@ class Model:
     ip_adapter: str | None = None
     ip_adapter_scale: float | None = None
     lora: str | None = None
+    family: str = "sdxl"
+
+    @property
+    def title(self) -> str:
+        return catalog.FAMILIES[self.family].title
 
 
 class WeightsFile(NamedTuple):
@@ -64,7 +79,8 @@ def find_model(location: str) -> str:
     Raises:
         UserError: If it can be neither.
     """
-    return CHECKPOINT if location == EMBEDDED else _find(location, "--model", _MODEL_INDEXES)
+    embedded = {EMBEDDED: CHECKPOINT, EMBEDDED_FLOW: FLOW_CHECKPOINT}
+    return embedded[location] if location in embedded else _find(location, "--model", _MODEL_INDEXES)
 
 
 def find_controlnet(location: str) -> str:
@@ -163,8 +179,36 @@ def check_names(model: Model) -> None:
             find(location)
 
 
+def find_family(model: Model) -> Model:
+    """The same with the family that the checkpoint's index tells.
+
+    Raises:
+        UserError: If there is no such checkpoint, it is of no family that is known, or its family takes nothing of what
+            shall steer it.
+    """
+    try:
+        model = replace(model, family=catalog.recognize(find_model(model.model)))
+    except (catalog.UnknownFamilyError, OSError, ValueError) as error:
+        raise UserError(f"--model {model.model!r} cannot be loaded: {error.__cause__ or error}") from error
+    taken = set(catalog.FAMILIES[model.family].blocks_class().input_names)
+    for option, location, name in (
+        ("--controlnet", model.controlnet, "control_image"),
+        ("--ip-adapter", model.ip_adapter, "ip_adapter_image"),
+    ):
+        if location is not None and name not in taken:
+            raise UserError(f"{option} {location!r}: there is none for {model.title}.")
+    return model
+
+
+def default_guidance_scale(model: Model) -> float | None:
+    """The guidance scale that suits a checkpoint; None for what its own settings say."""
+    embedded = {EMBEDDED: GUIDANCE_SCALE, EMBEDDED_FLOW: FLOW_GUIDANCE_SCALE}
+    return embedded.get(model.model, 7.5 if model.family == "sdxl" else None)
+
+
 def choose_device(model: Model) -> Model:
-    """Fills in what was left open: this machine's accelerator or its CPU, in float16 and float32.
+    """Fills in what was left open: this machine's accelerator or its CPU, in float32 on a CPU, else as SDXL likes it
+    (float16) and the other families do (bfloat16).
 
     Raises:
         UserError: If there is no such device, or no accelerator to offload from.
@@ -182,12 +226,16 @@ def choose_device(model: Model) -> Model:
     if model.offload and found.type == "cpu":
         lack = "this machine has none" if accelerator == "cpu" else f"--device is {model.device}"
         raise UserError(f"--offload needs an accelerator to move the model's parts to while they run, and {lack}.")
-    dtype = model.dtype or ("float32" if found.type == "cpu" else "float16")
+    on_accelerator = "float16" if model.family == "sdxl" else "bfloat16"
+    dtype = model.dtype or ("float32" if found.type == "cpu" else on_accelerator)
     return replace(model, device=str(found), dtype=dtype)
 
 
-def load_pipeline(model: Model, guidance_scale: float):
+def load_pipeline(model: Model, guidance_scale: float | None):
     """The differential diffusion pipeline of a checkpoint and what steers it, ready to run.
+
+    Args:
+        guidance_scale: Of classifier-free guidance, for families with a guider; None leaves it as it is.
 
     Raises:
         UserError: If there is no such checkpoint, or something cannot be loaded.
@@ -195,21 +243,23 @@ def load_pipeline(model: Model, guidance_scale: float):
     import torch
     from diffusers import ClassifierFreeGuidance, ComponentsManager
 
-    from .presets import SDXLDiffDiffAutoBlocks
-
     dtype = getattr(torch, model.dtype)
     steering = _load_controlnet(model, dtype) | _load_image_encoder(model, dtype)
-    blocks = SDXLDiffDiffAutoBlocks().get_workflow(_workflow(steering))
+    blocks = catalog.FAMILIES[model.family].blocks_class().get_workflow(_workflow(steering))
     manager = ComponentsManager() if model.offload else None
     try:
         pipe = blocks.init_pipeline(find_model(model.model), components_manager=manager)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model.model!r} cannot be loaded: {error.__cause__ or error}") from error
-    pipe.update_components(**steering, guider=ClassifierFreeGuidance(guidance_scale=guidance_scale))
+    if guidance_scale is not None and "guider" in pipe.component_names:
+        steering["guider"] = ClassifierFreeGuidance(guidance_scale=guidance_scale)
+    pipe.update_components(**steering)
     pipe.load_components(dtype=dtype)
     for name in pipe.null_component_names:
         try:
-            pipe.update_components(**{name: pipe.get_component_spec(name).load()})  # now it says why it fails
+            pipe.update_components(
+                **{name: pipe.get_component_spec(name).load(dtype=dtype)}
+            )  # now it says why it fails
         except Exception as error:
             raise UserError(f"--model {model.model!r} gives no `{name}`: {error}") from error
     _load_adapters(pipe, model)
@@ -262,13 +312,13 @@ def _named(option: str, location: str | None) -> Iterator[None]:
 
 
 def _load_controlnet(model: Model, dtype) -> dict[str, Any]:
-    from diffusers import AutoModel, ControlNetModel, ControlNetUnionModel
+    from diffusers import AutoModel
 
     if model.controlnet is None:
         return {}
     with _named("--controlnet", model.controlnet):
         controlnet = AutoModel.from_pretrained(find_controlnet(model.controlnet), torch_dtype=dtype)
-        if not isinstance(controlnet, (ControlNetModel, ControlNetUnionModel)):
+        if "ControlNet" not in type(controlnet).__name__:
             raise UserError(f"--controlnet {model.controlnet!r} is a {type(controlnet).__name__}, not a ControlNet.")
     return {"controlnet": controlnet}
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.mellon_node_utils import MellonPipelineConfig
-
-from .presets import SDXLDiffDiffAutoBlocks
 
 
 # What a workflow goes on with: pictures, and what a second run takes over.
@@ -13,13 +12,15 @@ OUTPUTS = {"images": "image", "latents": "latents", "image_latents": "latents", 
 HIDDEN = ("guidance_scale",)
 
 
-def build_config(repo_id: str) -> MellonPipelineConfig:
-    """Mellon's configuration of the blocks published as `repo_id`: a node with their inputs as widgets and sockets."""
+def build_config(blocks: ModularPipelineBlocks, title: str, repo_id: str) -> MellonPipelineConfig:
+    """Mellon's configuration of a family's blocks, published as `repo_id`: a node with their inputs on it."""
     config = MellonPipelineConfig.from_custom_block(
-        SDXLDiffDiffAutoBlocks(), node_label="Differential Diffusion SDXL", output_types=OUTPUTS
+        blocks, node_label=f"Differential Diffusion {title}", output_types=OUTPUTS
     )
     node = config.node_specs["custom"]
-    node["inputs"] = [param for param in node["inputs"] if param.name not in HIDDEN]
+    hidden = HIDDEN if "guider" in blocks.component_names else ()
+    node["inputs"] = [param for param in node["inputs"] if param.name not in hidden]
     node["outputs"] = [param for param in node["outputs"] if param.name in OUTPUTS]
-    config.default_repo, config.default_dtype = repo_id, "float16"
+    # Mellon's own default suits the other families
+    config.default_repo, config.default_dtype = repo_id, "float16" if blocks.model_name == "stable-diffusion-xl" else ""
     return config

@@ -22,16 +22,23 @@ from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
     StableDiffusionXLVaeEncoderStep,
 )
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
+    StableDiffusionXLAutoBlocks,
     StableDiffusionXLAutoControlNetInputStep,
     StableDiffusionXLAutoIPAdapterStep,
 )
 
 # The loader copies only the modules that are named here, so every one of `blocks/` is.
+from .blocks.diffdiff_checks import check_count
 from .blocks.diffdiff_docs import DocumentedSequentialBlocks
+from .blocks.diffdiff_family import add_diffdiff
+from .blocks.diffdiff_fit import DiffDiffFitStep
+from .blocks.diffdiff_flux_kontext import FluxKontextDiffDiffSetResolutionStep
+from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep, DiffDiffSkipFrozenStep
 from .blocks.diffdiff_map import load_maps
 from .blocks.diffdiff_mellon import WIDGETS
 from .blocks.diffdiff_pixels import DiffDiffCropStep, DiffDiffCropToChangeStep, DiffDiffOverlayStep
+from .blocks.diffdiff_prepare import DiffDiffPrepareStep
 from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_sdxl import (
     SDXLDiffDiffAutoDenoiseStep,
@@ -141,6 +148,7 @@ class SDXLDiffDiffBlocks(DocumentedSequentialBlocks):
 class SDXLDiffDiffAutoBlocks(DocumentedSequentialBlocks):
     """The same with ControlNet and IP-Adapter: `DIFFDIFF_AUTO_BLOCKS`, with `check_inputs` in front."""
 
+    upstream = StableDiffusionXLAutoBlocks  # of the same checkpoints
     block_classes = [SDXLDiffDiffAutoCheckInputsStep, *DIFFDIFF_AUTO_BLOCKS.values()]
     block_names = ["check_inputs", *DIFFDIFF_AUTO_BLOCKS]
     _workflow_map = {

@@ -6,7 +6,6 @@ Heavy libraries are imported where they are used: a mistake in a name is answere
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,17 +13,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.metadata import distribution
 from pathlib import Path
 
+from .catalog import FAMILIES, Family
 from .loading import UserError
 from .still_life import CHECKPOINT, COMPANIONS
 
 
 PACKAGE = Path(__file__).parent
-# Where the documents say that the two repos are; a card names the one that it is published as.
-BLOCKS_REPO, CHECKPOINT_REPO = "modular-diffdiff/sdxl", "modular-diffdiff/still-life"
-_REPO_ID = re.compile(r"[\w-]+/[\w.-]+")
+# Where the documents say that the repos are; a card names the one that it is published as.
+OWNER = "modular-diffdiff"
+BLOCKS_REPO, CHECKPOINT_REPO = f"{OWNER}/sdxl", f"{OWNER}/still-life"
+_DOCUMENTS = ("README.md", "LICENSE", ".gitattributes")
+_CODE = ("presets.py", "families.py")
+_CONFIGS = ("modular_config.json", "modular_model_index.json", "mellon_pipeline_config.json")
 # Files that the Hub makes itself.
 _EMPTY_REPO = {".gitattributes", "README.md"}
 
@@ -34,27 +38,86 @@ class Content:
     """What a repo is made of.
 
     Attributes:
+        default_repo: What its card calls it.
         assemble: Writes its files into a folder.
         check: Python that a fresh process runs beside them; it prints a line, or fails.
-        mark: A file that no other repo has.
-        default_repo: What its card calls it.
+        own: Patterns of the files that it, or an earlier version of it, consists of.
+        mark: The file that tells it from other repos of ours.
+        marks: Words that this file holds.
     """
 
+    default_repo: str
     assemble: Callable[[Path], None]
     check: str
+    own: tuple[str, ...]
     mark: str
-    default_repo: str
+    marks: str
 
 
-def _assemble_blocks(folder: Path) -> None:
-    from . import mellon
-    from .presets import SDXLDiffDiffAutoBlocks
+_CHECK_BLOCKS = """
+from diffusers import ModularPipeline
+pipe = ModularPipeline.from_pretrained(".", trust_remote_code=True)
+name, module = type(pipe.blocks).__name__, type(pipe.blocks).__module__
+# a failed load builds upstream's pipeline without a word
+assert (name, module.split(".")[0]) == ("{blocks}", "diffusers_modules"), f"loads as {{module}}.{{name}}"
+assert "TODO" not in pipe.doc, "inputs without a sentence"
+inputs, workflows = pipe.blocks.inputs, pipe.blocks.available_workflows
+print(f"loads as {{name}}, with {{len(inputs)}} inputs and {{len(workflows)}} workflows")
+"""
+_CHECK_CHECKPOINT = """
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(".")
+assert type(pipe).__name__ == "StableDiffusionXLPipeline", f"loads as {type(pipe).__name__}"
+print(f"loads as {type(pipe).__name__}, with {sum(p.numel() for p in pipe.unet.parameters()):,} weights in its UNet")
+"""
 
-    SDXLDiffDiffAutoBlocks().save_pretrained(folder)
-    shutil.copyfile(PACKAGE / "modular_model_index.json", folder / "modular_model_index.json")
-    shutil.copyfile(PACKAGE / "model_card.md", folder / "README.md")
-    shutil.copytree(PACKAGE / "pictures", folder / "pictures")
-    mellon.build_config(BLOCKS_REPO).save(folder)
+
+def blocks_of(name: str) -> Content:
+    """The repo of a family, by its name in the catalog."""
+    family, repo = FAMILIES[name], f"{OWNER}/{name.replace('.', '-')}"
+    return Content(
+        default_repo=repo,
+        assemble=lambda folder: _assemble_blocks(family, repo, folder),
+        check=_CHECK_BLOCKS.format(blocks=family.blocks),
+        own=(*_CODE, "blocks/*.py", "pictures/*", *_CONFIGS, *_DOCUMENTS),
+        mark="modular_config.json",
+        marks=f'"{family.module}.{family.blocks}"',
+    )
+
+
+def still_life() -> Content:
+    """The repo of the embedded checkpoint and its companions."""
+    return Content(
+        default_repo=CHECKPOINT_REPO,
+        assemble=_assemble_checkpoint,
+        check=_CHECK_CHECKPOINT,
+        own=(*(f"{part}/*" for part in _parts()), "model_index.json", *_DOCUMENTS),
+        mark="README.md",
+        marks="# still-life: a small SDXL",
+    )
+
+
+def _parts() -> list[str]:
+    """The folders of the checkpoint and its companions."""
+    return [part.name for whole in (CHECKPOINT, COMPANIONS) for part in Path(whole).iterdir() if part.is_dir()]
+
+
+def _assemble_blocks(family: Family, repo: str, folder: Path) -> None:
+    from . import cards, mellon
+
+    blocks = family.blocks_class()
+    blocks.save_pretrained(folder)
+    if family.module == "presets":
+        for name, target in (("modular_model_index.json", "modular_model_index.json"), ("model_card.md", "README.md")):
+            shutil.copyfile(PACKAGE / name, folder / target)
+        shutil.copytree(PACKAGE / "pictures", folder / "pictures")
+    else:
+        cards.write_index(family, folder)
+        (folder / "README.md").write_text(cards.family_card(family, repo), encoding="utf-8")
+        (folder / "pictures").mkdir()
+        for name in cards.PICTURES:
+            shutil.copyfile(PACKAGE / "pictures" / name, folder / "pictures" / name)
+    mellon.build_config(blocks, family.title, repo).save(folder)
 
 
 def _assemble_checkpoint(folder: Path) -> None:
@@ -63,42 +126,21 @@ def _assemble_checkpoint(folder: Path) -> None:
     shutil.copyfile(PACKAGE / "still_life" / "model_card.md", folder / "README.md")
 
 
-BLOCKS = Content(
-    assemble=_assemble_blocks,
-    check="""
-from diffusers import ModularPipeline
-pipe = ModularPipeline.from_pretrained(".", trust_remote_code=True)
-name, module = type(pipe.blocks).__name__, type(pipe.blocks).__module__
-# a failed load builds upstream's pipeline without a word
-assert (name, module.split(".")[0]) == ("SDXLDiffDiffAutoBlocks", "diffusers_modules"), f"loads as {module}.{name}"
-assert "TODO" not in pipe.doc, "inputs without a sentence"
-print(f"loads as {name}, with {len(pipe.blocks.inputs)} inputs and {len(pipe.blocks.available_workflows)} workflows")
-""",
-    mark="blocks/diffdiff_docs.py",
-    default_repo=BLOCKS_REPO,
-)
-STILL_LIFE = Content(
-    assemble=_assemble_checkpoint,
-    check="""
-from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained(".")
-assert type(pipe).__name__ == "StableDiffusionXLPipeline", f"loads as {type(pipe).__name__}"
-print(f"loads as {type(pipe).__name__}, with {sum(p.numel() for p in pipe.unet.parameters()):,} weights in its UNet")
-""",
-    mark="ip_adapter/ip-adapter_still-life.safetensors",
-    default_repo=CHECKPOINT_REPO,
-)
-
-
-def check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str, holds_code: bool) -> None:
     """Refuses names that are none, and those that upstream's loader makes no module of.
 
     Raises:
-        UserError: If `repo_id` is no "owner/name" of letters, digits, "-" and "_".
+        UserError: If `repo_id` is no "owner/name" of letters, digits, "-" and "_" (and "." where there is no code).
     """
-    if not _REPO_ID.fullmatch(repo_id):
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"REPO_ID {repo_id!r} is no repository's name on the Hub: {error}") from error
+    if repo_id.count("/") != 1:
         raise UserError(f"REPO_ID {repo_id!r} is no repository's name on the Hub (owner/name).")
-    if "." in repo_id:
+    if holds_code and "." in repo_id:
         raise UserError(f"REPO_ID {repo_id!r} has a dot in it: diffusers cannot import code from such a repository.")
 
 
@@ -115,13 +157,17 @@ def assemble(content: Content, repo_id: str, folder: Path) -> str:
     if folder.exists():
         raise UserError(f"{folder} exists; name another folder with --out, or remove it.")
     folder.mkdir(parents=True)
-    content.assemble(folder)
-    (folder / "LICENSE").write_text(distribution("modular-diffdiff").read_text("licenses/LICENSE"))
-    for name in ("README.md", "mellon_pipeline_config.json"):
-        if (folder / name).exists():
-            text = (folder / name).read_text(encoding="utf-8")
-            (folder / name).write_text(text.replace(content.default_repo, repo_id), encoding="utf-8")
-    return _check(content, folder)
+    try:
+        content.assemble(folder)
+        (folder / "LICENSE").write_text(distribution("modular-diffdiff").read_text("licenses/LICENSE"))
+        for name in ("README.md", "mellon_pipeline_config.json", "presets.py"):
+            if (folder / name).exists():
+                text = (folder / name).read_text(encoding="utf-8")
+                (folder / name).write_text(text.replace(content.default_repo, repo_id), encoding="utf-8")
+        return _check(content, folder)
+    except BaseException:
+        shutil.rmtree(folder)  # the next attempt shall not find half of it
+        raise
 
 
 def _check(content: Content, folder: Path) -> str:
@@ -130,7 +176,8 @@ def _check(content: Content, folder: Path) -> str:
         command = [sys.executable, "-c", content.check]
         result = subprocess.run(command, cwd=folder, env=os.environ | fresh, capture_output=True, text=True)
     if result.returncode:
-        raise OSError(f"{folder} does not load: {result.stderr.strip().splitlines()[-1]}")
+        *_, last = result.stderr.strip().splitlines() or [f"its process ended with {result.returncode}"]
+        raise OSError(f"{folder} does not load: {last}")
     return result.stdout.strip()
 
 
@@ -140,31 +187,59 @@ def list_files(folder: Path) -> list[tuple[str, int]]:
     return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
 
 
-def check_target(content: Content, repo_id: str, private: bool) -> None:
-    """Looks whether the repo can be written, and holds nothing else.
+def check_target(content: Content, repo_id: str, private: bool, revision: str | None) -> None:
+    """Looks whether the repo can be written, and whether all that is there is an earlier version of what comes.
+
+    Args:
+        revision: The branch to look at; the main one where there is none of this name.
 
     Raises:
-        UserError: If there is no token, its owner may not write there, the repo holds something else, or is public and
+        UserError: If there is no token, its owner may not write there, the repo holds anything else, or is public and
             shall be private.
+        OSError: If the Hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi, get_token
 
-    api = HfApi()
     if get_token() is None:
         raise UserError("there is no token to write to the Hub with: run `hf auth login`, or set HF_TOKEN.")
-    known = api.whoami()
-    owners = [known["name"], *(organization["name"] for organization in known.get("orgs", []))]
-    owner = repo_id.split("/")[0]
-    if owner not in owners:
-        raise UserError(f"REPO_ID {repo_id!r}: this token may write to {', '.join(owners)}, and not to {owner!r}.")
-    if not api.repo_exists(repo_id):
-        return
-    there = api.model_info(repo_id)
-    files = {sibling.rfilename for sibling in there.siblings}
-    if content.mark not in files and not files <= _EMPTY_REPO:
-        raise UserError(f"REPO_ID {repo_id!r} is taken: it exists, and holds something else.")
+    with _reached():
+        api = HfApi()
+        known = api.whoami()
+        owners = [known["name"], *(organization["name"] for organization in known.get("orgs", []))]
+        owner = repo_id.split("/")[0]
+        if owner not in owners:
+            raise UserError(f"REPO_ID {repo_id!r}: this token may write to {', '.join(owners)}, and not to {owner!r}.")
+        if not api.repo_exists(repo_id):
+            return
+        branch = revision if revision in _branches(api, repo_id) else None
+        there = api.model_info(repo_id, revision=branch)
+        files = {sibling.rfilename for sibling in there.siblings}
+        marked = content.mark in files and content.marks in _read(api, repo_id, content.mark, there.sha)
+    strangers = sorted(name for name in files if not any(fnmatch(name, pattern) for pattern in content.own))
+    if strangers or not (marked or files <= _EMPTY_REPO):
+        listed = f", among it {strangers[0]}" if strangers else ""
+        raise UserError(f"REPO_ID {repo_id!r} is taken: it exists, and holds something else{listed}.")
     if private and not there.private:
         raise UserError(f"--private: {repo_id!r} exists and is public; that is changed in its settings on the Hub.")
+
+
+def _read(api, repo_id: str, name: str, revision: str) -> str:
+    return Path(api.hf_hub_download(repo_id, name, revision=revision)).read_text(encoding="utf-8")
+
+
+def _branches(api, repo_id: str) -> list[str]:
+    return [branch.name for branch in api.list_repo_refs(repo_id).branches]
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Turns what a network that fails raises into an OSError."""
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ConnectionError(f"the Hub cannot be reached: {error}") from error
 
 
 def upload(content: Content, repo_id: str, folder: Path, private: bool, revision: str | None) -> str:
@@ -183,13 +258,13 @@ def upload(content: Content, repo_id: str, folder: Path, private: bool, revision
 
     api = HfApi()
     version = distribution("modular-diffdiff").version
-    with _made_for_this(api, repo_id, private, revision):
+    with _made_for_this(api, repo_id, private, revision), _reached():
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
             commit_message=f"modular-diffdiff {version}",
-            delete_patterns="*",
+            delete_patterns="*",  # an earlier version's: `check_target` has looked
         )
     return commit.commit_url
 
@@ -197,20 +272,24 @@ def upload(content: Content, repo_id: str, folder: Path, private: bool, revision
 @contextmanager
 def _made_for_this(api, repo_id: str, private: bool, revision: str | None) -> Iterator[None]:
     """Makes the repo and the branch where there are none, and takes them back if what follows fails."""
-    from huggingface_hub.utils import httpx
-
     undo = []
     try:
-        if not api.repo_exists(repo_id):
-            api.create_repo(repo_id, private=private)
-            undo.append(lambda: api.delete_repo(repo_id))
-        if revision is not None and revision not in (branch.name for branch in api.list_repo_refs(repo_id).branches):
-            api.create_branch(repo_id, branch=revision)
-            undo.append(lambda: api.delete_branch(repo_id, branch=revision))
+        with _reached():
+            if not api.repo_exists(repo_id):
+                api.create_repo(repo_id, private=private)
+                undo.append((f"the empty repository {repo_id}", lambda: api.delete_repo(repo_id)))
+            if revision is not None and revision not in _branches(api, repo_id):
+                api.create_branch(repo_id, branch=revision)
+                undo.append((f"the branch {revision}", lambda: api.delete_branch(repo_id, branch=revision)))
         yield
     except BaseException as error:
-        for take_back in reversed(undo):
-            take_back()
-        if isinstance(error, httpx.TransportError):
-            raise ConnectionError(f"the Hub cannot be reached: {error}") from error
+        left = []
+        for made, take_back in reversed(undo):
+            try:
+                with _reached():
+                    take_back()
+            except OSError:
+                left.append(made)
+        if left:
+            raise OSError(f"{error}; what was made for this could not be taken back: {', '.join(left)}") from error
         raise

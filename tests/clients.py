@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from modular_diffdiff.still_life import CHECKPOINT, COMPANIONS, IP_ADAPTER_NAME
+from modular_diffdiff.still_life import CHECKPOINT, COMPANIONS, FLOW_CHECKPOINT, IP_ADAPTER_NAME
 
 from .hub import TOKEN, Hub
 
@@ -46,7 +46,8 @@ def run_command(
     return result
 
 
-def _files(folder: str | Path) -> dict[str, Path]:
+def files_in(folder: str | Path) -> dict[str, Path]:
+    """Every file in a folder, by its name there."""
     return {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
 
 
@@ -58,7 +59,7 @@ def _with_fp16_variant(files: dict[str, Path]) -> dict[str, Path]:
 
 def add_models(hub: Hub, folder: Path) -> None:
     """Stand-ins for the weights that `modular_model_index.json` and the documents name: the embedded model's."""
-    checkpoint, companions = _with_fp16_variant(_files(CHECKPOINT)), _with_fp16_variant(_files(COMPANIONS))
+    checkpoint, companions = _with_fp16_variant(files_in(CHECKPOINT)), _with_fp16_variant(files_in(COMPANIONS))
 
     def under(part: str, files: dict[str, Path]) -> dict[str, Path]:
         return {name.removeprefix(f"{part}/"): path for name, path in files.items() if name.startswith(f"{part}/")}
@@ -67,6 +68,7 @@ def add_models(hub: Hub, folder: Path) -> None:
     hub.add("madebyollin/sdxl-vae-fp16-fix", under("vae", checkpoint))
     hub.add("diffusers/controlnet-canny-sdxl-1.0", under("controlnet", companions))
     hub.add("xinsir/controlnet-union-sdxl-1.0", under("controlnet_union", companions))
+    hub.add("Tongyi-MAI/Z-Image-Turbo", files_in(FLOW_CHECKPOINT))
     torch.manual_seed(0)
     # the pipeline's feature extractor makes pictures of 224 pixels
     config = CLIPVisionConfig(
@@ -79,6 +81,6 @@ def add_models(hub: Hub, folder: Path) -> None:
         patch_size=56,
     )
     CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
-    adapter = {f"sdxl_models/{name}": path for name, path in _files(folder).items()}
+    adapter = {f"sdxl_models/{name}": path for name, path in files_in(folder).items()}
     adapter["sdxl_models/ip-adapter_sdxl.safetensors"] = Path(COMPANIONS, "ip_adapter", IP_ADAPTER_NAME)
     hub.add("h94/IP-Adapter", adapter)

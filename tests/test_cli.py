@@ -137,9 +137,41 @@ def test_a_seed_that_was_drawn_is_told(edit):
     np.testing.assert_array_equal(pixels("c.png"), pixels("a.png"))
 
 
+def test_a_model_of_another_family_is_recognized_and_said(run):
+    result = run("edit", "photo.png", "map.png", "a pear", "--model", "still-life-flow", "--steps", 2, "--seed", 5)
+    assert result.stdout == "photo-edit.png (seed 5, Z-Image)\n"
+    assert settings("photo-edit.png")["family"] == "z-image"
+    assert Image.open("photo-edit.png").size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "said"),
+    [
+        ("FluxPipeline", ("--negative", "blurry"), "--negative 'blurry': Flux takes none."),
+        (
+            "FluxPipeline",
+            ("--control-image", "map.png", "--controlnet", "a/b"),
+            "--controlnet 'a/b': there is none for Flux",
+        ),
+        (
+            "QwenImagePipeline",
+            ("--control-image", "map.png", "--controlnet", "a/b", "--control-mode", 1),
+            "--control-mode 1",
+        ),
+        ("WanPipeline", (), "is a WanPipeline, which is of no family that is known here; they are sdxl, sd3, flux"),
+    ],
+)
+def test_what_a_family_does_not_take_is_said_before_anything_is_loaded(run, folder, pipeline, options, said):
+    (folder / "model").mkdir()
+    (folder / "model" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    result = run("edit", "photo.png", "map.png", "a pear", "--model", "model", *options, code=2)
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_each_of_several_outputs_is_what_its_seed_gives_alone(edit):
     written = edit("--count", 2, "--seed", 5, "--out", "many.png").stdout
-    assert written.splitlines() == ["many-5.png (seed 5)", "many-6.png (seed 6)"]
+    assert written.splitlines() == [f"many-{n}.png (seed {n}, Stable Diffusion XL)" for n in (5, 6)]
     edit("--seed", 6, "--out", "alone.png")
     np.testing.assert_array_equal(pixels("many-6.png"), pixels("alone.png"))
     assert settings("many-6.png") == settings("alone.png")
@@ -544,7 +576,7 @@ def test_a_model_in_the_cache_of_the_hub(process, folder, checkpoint):
         HF_HUB_CACHE=str(folder / "hub"),
         HF_HUB_OFFLINE="1",
     )
-    assert (ended.returncode, ended.stdout) == (0, "photo-edit.png (seed 5)\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, "photo-edit.png (seed 5, Stable Diffusion XL)\n"), ended.stderr
     assert "1/1" in ended.stderr  # the map keeps everything during the first of the two steps
     said = [line for line in ended.stderr.splitlines() if line and "it/s]" not in line]
     assert all(line.startswith("Could not reach the Hub") for line in said), said

@@ -1,5 +1,6 @@
 """What people read: `pipe.doc`, `print(pipe.blocks)`, `diffusers-cli schema`."""
 
+import functools
 import inspect
 import json
 import re
@@ -14,7 +15,7 @@ from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
 import modular_diffdiff
-from modular_diffdiff import SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
+from modular_diffdiff import SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks, families
 from modular_diffdiff.blocks import diffdiff_docs
 
 from .helpers import build, picture
@@ -56,12 +57,22 @@ def with_a_foreign_block() -> SDXLDiffDiffBlocks:
     return blocks
 
 
+FAMILIES = [
+    member
+    for name, member in vars(families).items()
+    if name.endswith("DiffDiffAutoBlocks") and member is not families.FamilyDiffDiffAutoBlocks
+]
 BLOCKS = {
     "plain": SDXLDiffDiffBlocks,
     "automatic": SDXLDiffDiffAutoBlocks,
     "workflow": lambda: SDXLDiffDiffAutoBlocks().get_workflow("controlnet_union_diffdiff"),
     "execution": lambda: SDXLDiffDiffBlocks().get_execution_blocks(prompt="a pear"),
     "with a foreign block": with_a_foreign_block,
+    **{family.__name__: family for family in FAMILIES},
+    **{
+        f"workflow of {family.__name__}": functools.partial(lambda own: own().get_workflow("diffdiff"), family)
+        for family in FAMILIES
+    },
 }
 
 
@@ -106,7 +117,10 @@ def test_defaults_are_those_that_a_run_takes(blocks):
 def test_no_sentence_is_left_over():
     blocks = SDXLDiffDiffAutoBlocks()
     used = {param.name for param in [*blocks.inputs, *blocks.intermediate_outputs]}
-    assert set(diffdiff_docs.INPUTS) | set(diffdiff_docs.OUTPUTS) <= used
+    for family in FAMILIES:
+        for branch in family().sub_blocks.values():
+            used |= {param.name for param in [*branch.inputs, *branch.intermediate_outputs]}
+    assert set(diffdiff_docs.INPUTS) | set(diffdiff_docs.OUTPUTS) | set(diffdiff_docs.FAMILY_SENTENCES) <= used
 
 
 def test_the_inputs_of_somebody_elses_block_keep_their_words():
@@ -152,7 +166,8 @@ def test_public_names_are_documented(name):
     public = getattr(modular_diffdiff, name)
     if inspect.isclass(public):
         assert public.__doc__
-        if issubclass(public, ModularPipelineBlocks):
+        # objects of the two bases are made by `add_diffdiff`, and by a family's class
+        if issubclass(public, ModularPipelineBlocks) and name not in ("DiffDiffAutoBlocks", "FamilyDiffDiffAutoBlocks"):
             assert public().description
             for param in [*public().inputs, *public().intermediate_outputs]:
                 assert param.type_hint is not None, param

@@ -1,12 +1,15 @@
 """The repository on a Hub, with real clients: each scenario in a fresh process with an empty cache."""
 
 import json
+import re
 
 import pytest
 
+from modular_diffdiff import publishing
+from modular_diffdiff.catalog import FAMILIES
 from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
 
-from .clients import run_command, run_python
+from .clients import files_in, run_command, run_python
 from .hub import File, Repository
 
 
@@ -104,20 +107,34 @@ def test_a_failed_upload_changes_nothing(hub, repository, tmp_path):
         (["ada/taken"], {}, "REPO_ID 'ada/taken' is taken"),
         ([CHECKPOINT_REPO], {}, "is taken"),
         ([BLOCKS_REPO, "--private"], {}, "exists and is public"),
+        (["ada/weights"], {}, "is taken: it exists, and holds something else, among it unet/config.json"),
+        ([BLOCKS_REPO, "--revision", "other"], {}, "among it model.onnx"),
         ([BLOCKS_REPO, "--out", "folder"], {}, "--out needs --dry-run"),
+        ([BLOCKS_REPO, "--dry-run", "--private"], {}, "--dry-run takes no --private"),
+        ([BLOCKS_REPO, "--checkpoint", "--family", "flux"], {}, "name two repositories"),
+        (["ada/-x"], {}, "REPO_ID 'ada/-x' is no repository's name"),
     ],
 )
-def test_what_cannot_be_published_is_said_before_anything_is_sent(hub, tmp_path, arguments, environment, said):
+def test_what_cannot_be_published_is_said_before_anything_is_sent(
+    hub, repository, tmp_path, arguments, environment, said
+):
     hub.repositories.setdefault("ada/taken", Repository()).commit({"model.safetensors": File(b"theirs")})
+    # somebody's own pipeline, saved with our code
+    files = repository.commits[repository.branches["main"]]
+    hub.repositories.setdefault("ada/weights", Repository()).commit(files | {"unet/config.json": File(b"{}")})
+    main = repository.branches["main"]
+    repository.commit(files | {"model.onnx": File(b"theirs")}, "other")
+    assert repository.branches["main"] == main
     before = len(hub.requests)
     assert said in publish(hub, tmp_path, *arguments, code=2, **environment).stderr
-    assert {method for method, _ in hub.requests[before:]} <= {"GET"}
+    assert {method for method, _ in hub.requests[before:]} <= {"GET", "HEAD"}
     assert not list(tmp_path.glob("*/presets.py"))
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path):
-    said = publish(None, tmp_path, "ada/new", code=1, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="x").stderr
-    assert said.startswith("Error: ")
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "x", "HF_HUB_OFFLINE": "0"}
+    said = publish(None, tmp_path, "ada/new", code=1, **nobody).stderr
+    assert said.startswith("Error: the Hub cannot be reached")
     assert said.count("\n") == 1
 
 
@@ -182,7 +199,61 @@ def test_the_schema_from_the_hub_has_type_default_and_sentence_for_every_input(h
         assert entry["type_hint"] not in (None, "None"), entry
         assert entry["description"].endswith("."), entry
         assert {"default", "required"} <= entry.keys()
-    said = {entry["name"]: entry["description"] for entry in schema["inputs"]}
-    assert "[0, 1]" in said["strength"]
-    assert "(0, 1)" in said["denoising_start"]
-    assert "(0, 1]" in said["denoising_end"]
+    numbers = [entry for entry in schema["inputs"] if re.match(r"(<class ')?(int|float)\b", entry["type_hint"])]
+    assert len(numbers) > 15
+    for entry in numbers:
+        if entry["name"] not in ("guidance_scale", "conditioning_scale"):  # not taken, and made by a block
+            assert re.search(r"[\[(]0, 1[\])]|at least [01]|from \d+ to \d+", entry["description"]), entry
+
+
+# Families
+
+
+@pytest.fixture(scope="module")
+def family_repos(hub, tmp_path_factory):
+    """Each family's repository, by the name of its class."""
+    repos = {}
+    for name, family in FAMILIES.items():
+        content, folder = publishing.blocks_of(name), tmp_path_factory.mktemp("family")
+        content.assemble(folder)
+        hub.add(f"ada/{family.blocks}", files_in(folder))
+        repos[family.blocks] = folder
+    return repos
+
+
+def test_every_family_loads_from_a_repository_of_its_own(hub, family_repos, tmp_path):
+    code = f"""
+    from diffusers import ModularPipeline
+    for name in {list(family_repos)}:
+        pipe = ModularPipeline.from_pretrained("ada/" + name, trust_remote_code=True)
+        assert "TODO" not in pipe.doc, name
+        one = ModularPipeline.from_pretrained("ada/" + name, trust_remote_code=True, workflow="diffdiff")
+        assert len(one.blocks.inputs) <= len(pipe.blocks.inputs), name
+        print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__)
+    """
+    loaded = run_python(code, hub, tmp_path).splitlines()
+    assert loaded == [f"diffusers_modules {name}" for name in family_repos]
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.module == "families"])
+def test_a_familys_card_and_index_name_its_components(family_repos, name):
+    family = FAMILIES[name]
+    folder = family_repos[family.blocks]
+    card = (folder / "README.md").read_text()
+    assert f'from_pretrained("modular-diffdiff/{name.replace(".", "-")}"' in card
+    assert (f"base_model: {family.model}" in card) == (family.model is not None)
+    for picture_link in re.findall(r"!\[.*?\]\((.+?)\)", card):
+        assert (folder / picture_link).exists()
+    index = json.loads((folder / "modular_model_index.json").read_text())
+    assert index["_blocks_class_name"] == family.blocks
+    for component in ("transformer", "vae"):
+        source = index[component][2]
+        assert (source["pretrained_model_name_or_path"], source["subfolder"]) == (family.model, component)
+
+
+def test_a_family_is_published_and_another_is_not_laid_over_it(hub, tmp_path):
+    publish(hub, tmp_path, "ada/edits", "--family", "flux-kontext")
+    files = hub.repositories["ada/edits"].commits[hub.repositories["ada/edits"].branches["main"]]
+    assert b"families.FluxKontextDiffDiffAutoBlocks" in files["modular_config.json"].read()
+    assert "is taken" in publish(hub, tmp_path, "ada/edits", "--family", "flux", code=2).stderr
+    assert "it takes one of sdxl, sd3" in publish(hub, tmp_path, "ada/edits", "--family", "fluxx", code=2).stderr

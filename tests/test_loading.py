@@ -92,7 +92,7 @@ def test_without_trust_the_repos_code_does_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["modular_config.json", "modular_model_index.json", "presets.py", "blocks", "model_card.md"]
+    "name", ["modular_config.json", "modular_model_index.json", "presets.py", "families.py", "blocks", "model_card.md"]
 )
 def test_the_clones_root_points_into_the_package(name):
     link = CLONE / name
@@ -101,11 +101,12 @@ def test_the_clones_root_points_into_the_package(name):
     assert link.resolve() == (PACKAGE / name).resolve()
 
 
-def test_the_entry_module_names_every_module_of_blocks():
+@pytest.mark.parametrize("entry", ["presets.py", "families.py"])
+def test_an_entry_module_names_every_module_of_blocks(entry):
     """The loader of local folders copies no others."""
-    entry = (PACKAGE / "presets.py").read_text()
+    text = (PACKAGE / entry).read_text()
     for module in (PACKAGE / "blocks").glob("diffdiff_*.py"):
-        assert f"from .blocks.{module.stem} import" in entry
+        assert f"from .blocks.{module.stem} import" in text
 
 
 @pytest.mark.parametrize("module", ["modular_diffdiff", "presets"])

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from modular_diffdiff.blocks.diffdiff_map import (
-    average_over_cells,
+    average_over_grid,
     keep_from_maps,
     load_maps,
     release_by_step,
@@ -176,11 +176,15 @@ def test_resizing_is_the_mean_over_the_area(values, height, width):
     assert resized.max() <= values.max() + 1e-6
 
 
+def cells_of(size, cell: int) -> tuple[int, int]:
+    return tuple(math.ceil(side / cell) for side in size)
+
+
 @settings(max_examples=40, deadline=None)
 @given(values=maps, cell=st.integers(1, 5))
 def test_a_cell_is_the_mean_of_the_pixels_that_it_has(values, cell):
-    averaged = average_over_cells(torch.from_numpy(values)[None, None], cell)[0, 0]
-    rows, columns = (math.ceil(side / cell) for side in values.shape)
+    rows, columns = grid = cells_of(values.shape, cell)
+    averaged = average_over_grid(torch.from_numpy(values)[None, None], grid, (cell * rows, cell * columns))[0, 0]
     expected = [
         [values[r * cell : (r + 1) * cell, c * cell : (c + 1) * cell].mean(dtype=np.float64) for c in range(columns)]
         for r in range(rows)
@@ -188,18 +192,41 @@ def test_a_cell_is_the_mean_of_the_pixels_that_it_has(values, cell):
     torch.testing.assert_close(averaged, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(values=maps, rows=st.integers(1, 9), columns=st.integers(1, 9), padding=st.tuples(*[st.integers(0, 9)] * 2))
+def test_a_padded_canvas_is_averaged_over_the_pixels_that_there_are(values, rows, columns, padding):
+    """Brute force: the shares of the cell's pixels; where it has none, those of the nearest row and column."""
+    height, width = values.shape
+    canvas = (height + padding[0], width + padding[1])
+    averaged = average_over_grid(torch.from_numpy(values)[None, None], (rows, columns), canvas)[0, 0]
+
+    def span(index, cells, side, size):
+        low, high = Fraction(index * side, cells), Fraction((index + 1) * side, cells)
+        return (low, min(high, size)) if low < size - 1 else (min(low, size - 1), min(high, size))
+
+    expected = [
+        [
+            brute_force_mean(values, r0, c0, r1, c1)
+            for c0, c1 in (span(c, columns, canvas[1], width) for c in range(columns))
+        ]
+        for r0, r1 in (span(r, rows, canvas[0], height) for r in range(rows))
+    ]
+    torch.testing.assert_close(averaged, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(1000, 1000), (517, 389), (8, 8), (125, 9)])
 @pytest.mark.parametrize("value", [0.0, 0.7, 1.0])
 def test_a_constant_map_stays_constant_at_any_size(size, value):
     height, width = size
-    keep = keep_from_maps([torch.full((1, 1, 2 * height, 2 * width), value)], height, width, cell=8)
-    assert keep.shape == (1, 1, math.ceil(height / 8), math.ceil(width / 8))
+    rows, columns = grid = cells_of(size, 8)
+    keep = keep_from_maps([torch.full((1, 1, 2 * height, 2 * width), value)], size, grid, (8 * rows, 8 * columns))
+    assert keep.shape == (1, 1, rows, columns)
     torch.testing.assert_close(keep, torch.full_like(keep, value), rtol=0, atol=1e-7)
 
 
 def test_inverting_swaps_the_roles():
     values = torch.rand(1, 1, 16, 24)
-    kept, changed = (keep_from_maps([values], 16, 24, cell=8, invert=invert) for invert in (False, True))
+    kept, changed = (keep_from_maps([values], (16, 24), (2, 3), (16, 24), invert) for invert in (False, True))
     torch.testing.assert_close(kept + changed, torch.ones_like(kept))
 
 
@@ -252,5 +279,5 @@ def test_a_constant_map_is_released_where_image_to_image_starts(num_steps):
     """On the step grid, where strength is a whole number of steps."""
     for run in range(num_steps + 1):
         keep = torch.full((1, 1, 3, 3), 1 - run / num_steps)
-        averaged = average_over_cells(resize_map(keep, 20, 20), 8)
+        averaged = average_over_grid(resize_map(keep, 20, 20), (3, 3), (24, 24))
         assert release_by_step(averaged, torch.arange(num_steps)).unique().tolist() == [num_steps - run]

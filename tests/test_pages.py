@@ -12,10 +12,11 @@ from diffusers.modular_pipelines.mellon_node_utils import MELLON_PARAM_TEMPLATES
 from PIL import Image
 
 import modular_diffdiff
+from modular_diffdiff import publishing
 from modular_diffdiff.still_life.controls import depth
 from modular_diffdiff.still_life.scene import Scene, render
 
-from .clients import run_command, run_python
+from .clients import files_in, run_command, run_python
 
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
@@ -76,6 +77,17 @@ print(abs(before - after)[:, :40].mean(), abs(before - after)[:, 88:].mean())
         assert (folder / name).exists(), name
 
 
+def test_a_familys_card_runs_as_it_is_pasted(hub, folder):
+    """One stands for all: they are made from one text."""
+    content = publishing.blocks_of("z-image")
+    content.assemble(folder / "repo")
+    hub.add(content.default_repo, files_in(folder / "repo"))
+    (code,) = blocks_of(folder / "repo" / "README.md", "python")
+    run_python(code + "\nimage.save('edited.png')", hub, folder)
+    before, after = (np.asarray(Image.open(folder / name), dtype=float) for name in ("photo.png", "edited.png"))
+    assert abs(before - after)[:, :40].mean() < 10 < 20 < abs(before - after)[:, 88:].mean()
+
+
 @pytest.mark.parametrize("page", [*RUN, *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
 def test_code_is_python_or_a_command(page):
     languages = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
@@ -89,11 +101,11 @@ def make_pages():
     return module
 
 
-@pytest.mark.parametrize("name", ["API", "CARD", "MELLON"])
+@pytest.mark.parametrize("name", ["API", "CARD", "FAMILIES_PAGE", "MELLON"])
 def test_what_is_made_from_the_code_is_as_it_would_be_made_now(name):
     pages = make_pages()
     path = getattr(pages, name)
-    assert path.read_text() == pages.PAGES[path](), "run `python docs/make_pages.py`"
+    assert path.read_text() == pages.PAGES[path](), "run `make pages`"
 
 
 def test_the_index_leads_to_every_page():

@@ -84,7 +84,7 @@ def test_the_oracles_release_steps_come_from_the_map(tiny):
         num_inference_steps=STEPS,
         generator=seeded(),
     )
-    keep = keep_from_maps([MAPS["many levels"][None, None]], 32, 32, 8)
+    keep = keep_from_maps([MAPS["many levels"][None, None]], (32, 32), (4, 4), (32, 32))
     expected = release_by_step(keep, torch.arange(STEPS))
     assert torch.equal(state.release_steps, expected)
     assert len(expected.unique()) == 4

@@ -9,6 +9,7 @@ import pytest
 import modular_diffdiff
 from modular_diffdiff import SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
 from modular_diffdiff.blocks import diffdiff_docs
+from modular_diffdiff.still_life import CHECKPOINT, FLOW_CHECKPOINT
 
 from .clients import run_python
 
@@ -16,10 +17,9 @@ from .clients import run_python
 PACKAGE = Path(modular_diffdiff.__file__).parent
 SAVE = """
     from modular_diffdiff import {blocks}
-    from modular_diffdiff.still_life import CHECKPOINT
-    pipe = {blocks}().init_pipeline(CHECKPOINT)
+    pipe = {blocks}().init_pipeline({checkpoint!r})
     pipe.load_components(dtype=torch.float32)
-    pipe.unet.conv_out.bias.data += 0.5  # weights that are nowhere else
+    pipe.vae.post_quant_conv.bias.data += 0.5  # weights that are nowhere else
     pipe.save_pretrained("saved", overwrite_modular_index=True)
     pipe.blocks.save_pretrained("saved")
 """
@@ -41,9 +41,17 @@ RUN = """
 """
 
 
-@pytest.mark.parametrize("blocks", ["SDXLDiffDiffAutoBlocks", "SDXLDiffDiffBlocks"])
-def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path, blocks):
-    saved = run_python("    import torch" + SAVE.format(blocks=blocks) + RUN, None, tmp_path).split()
+@pytest.mark.parametrize(
+    ("blocks", "checkpoint"),
+    [
+        ("SDXLDiffDiffAutoBlocks", CHECKPOINT),
+        ("SDXLDiffDiffBlocks", CHECKPOINT),
+        ("ZImageDiffDiffAutoBlocks", FLOW_CHECKPOINT),
+    ],
+)
+def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path, blocks, checkpoint):
+    code = "    import torch" + SAVE.format(blocks=blocks, checkpoint=checkpoint) + RUN
+    saved = run_python(code, None, tmp_path).split()
     (tmp_path / "saved").rename(tmp_path / "moved")  # nothing in it names where it was
     loaded = run_python("    import torch" + LOAD.format(folder="moved") + RUN, None, tmp_path).split()
     assert saved[:2] == ["modular_diffdiff", blocks]

@@ -8,24 +8,38 @@ from pathlib import Path
 import pytest
 
 import modular_diffdiff
-from modular_diffdiff.still_life import CHECKPOINT
+from modular_diffdiff import publishing
+from modular_diffdiff.still_life import CHECKPOINT, FLOW_CHECKPOINT
 
 from .clients import run_python
 from .helpers import picture
 
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
-FILES = [PACKAGE / "presets.py", *(PACKAGE / "blocks").glob("*.py")]
+FILES = [PACKAGE / "presets.py", PACKAGE / "families.py", *(PACKAGE / "blocks").glob("*.py")]
 LIBRARIES = {"torch", "numpy", "PIL", "diffusers", "transformers", "huggingface_hub"}
 STANDARD = {
     *("__future__", "collections", "copy", "dataclasses", "functools", "importlib", "inspect", "numbers", "os"),
-    *("pathlib", "shutil", "typing", "warnings"),
+    *("math", "pathlib", "re", "shutil", "typing", "warnings"),
 }
 # of modules that can do more, what is used of them
 NARROW = {
     "importlib": {"importlib.metadata"},
     "os": {"os.PathLike", "os.fspath"},
     "shutil": {"shutil.copyfile"},
+}
+# whatever has a method of this name can write, delete or fetch
+WRITES = {
+    "write_text",
+    "write_bytes",
+    "unlink",
+    "rmdir",
+    "rmtree",
+    "touch",
+    "symlink_to",
+    "chmod",
+    "urlopen",
+    "push_to_hub",
 }
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "open", "getattr_static", "breakpoint"}
 
@@ -36,15 +50,20 @@ def test_it_imports_and_calls_nothing_but_what_is_listed(file):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported = [alias.name for alias in node.names]
+            assert all(alias.asname is None for alias in node.names if alias.name in NARROW), ast.unparse(node)
         elif isinstance(node, ast.ImportFrom):
             assert node.level <= 1
             imported = [] if node.level else [node.module]
+            # of these, names are used with the module's in front, where they are seen below
+            assert node.module not in NARROW, ast.unparse(node)
         else:
             imported = []
         for name in imported:
             assert name.split(".")[0] in LIBRARIES | STANDARD, name
             if name.split(".")[0] == "importlib":
                 assert name in NARROW["importlib"]
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in WRITES, ast.unparse(node)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in NARROW:
             assert f"{node.value.id}.{node.attr}" in NARROW[node.value.id]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -90,10 +109,15 @@ AUDITED = """
 """
 
 
-def audited(tmp_path, more: str = "") -> list:
+CHECKPOINTS = {"sdxl": CHECKPOINT, "z-image": FLOW_CHECKPOINT}
+
+
+def audited(tmp_path, more: str = "", family: str = "sdxl") -> list:
+    """What the published code of a family does, from its import to the end of a run with the embedded checkpoint."""
+    publishing.blocks_of(family).assemble(tmp_path / "repo")
     picture(64, 64).save(tmp_path / "photo.png")
     picture(64, 64, seed=1).convert("L").save(tmp_path / "map.png")
-    code = AUDITED.format(repo=str(PACKAGE), checkpoint=CHECKPOINT, more=more)
+    code = AUDITED.format(repo="repo", checkpoint=CHECKPOINTS[family], more=more)
     run_python(code, None, tmp_path, PYTHONDONTWRITEBYTECODE="1")
     return json.loads((tmp_path / "events.json").read_text())
 
@@ -104,8 +128,9 @@ def is_reading(event: str, arguments: list[str]) -> bool:
     return event == "open" and not set(arguments[1]) & set("wax+") and not int(arguments[2]) & write_flags
 
 
-def test_a_run_opens_no_socket_starts_no_process_and_writes_no_file(tmp_path):
-    events = audited(tmp_path)
+@pytest.mark.parametrize("family", CHECKPOINTS)
+def test_a_run_opens_no_socket_starts_no_process_and_writes_no_file(tmp_path, family):
+    events = audited(tmp_path, family=family)
     start = events.index(["run", []])
     assert start > 0, "the import of the code was not seen"
     looks = ("os.listdir", "os.scandir", "exec")  # Python's import of modules

@@ -28,15 +28,15 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "negative_prompt": (Text, None, "What the changed regions shall not show; used by guiders with a negative side."),
     "negative_prompt_2": (Text, None, "Negative text for `text_encoder_2`; `negative_prompt` where it is not given."),
     "cross_attention_kwargs": (dict, None, "Keyword arguments for the UNet's attention processors; `scale` is LoRA's."),
-    "clip_skip": (int, None, "How many of the text encoders' last layers are left out."),
+    "clip_skip": (int, None, "How many of the text encoders' last layers are left out, at least 0."),
     "image": (
         Images,
         None,
         "The image to edit, or a batch of equal size: PIL images, numpy arrays (H, W, 3) in [0, 1], or tensors "
         "(3, H, W) in [0, 1]. Any size; results come back at the same one.",
     ),
-    "height": (int, None, "Height in pixels to which the image is resized; its own where it is not given."),
-    "width": (int, None, "Width in pixels to which the image is resized; its own where it is not given."),
+    "height": (int, None, "Height in pixels, at least 1, to which the image is resized; its own where none is given."),
+    "width": (int, None, "Width in pixels, at least 1, to which the image is resized; its own where none is given."),
     "preprocess_kwargs": (dict, None, "Keyword arguments for `VaeImageProcessor.preprocess` of the image."),
     "diffdiff_map": (
         ChangeMap,
@@ -46,11 +46,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
         "(B, 1, H, W), path or URL; another size than the image's is resized to it.",
     ),
     "invert_diffdiff_map": (bool, False, "Reads the map the other way round: white marks what changes."),
-    "num_images_per_prompt": (int, 1, "How many images to make of each prompt."),
+    "num_images_per_prompt": (int, 1, "How many images to make of each prompt, at least 1."),
     "num_inference_steps": (
         int,
         50,
-        "Number of denoising steps; the change map's values are thresholds on this schedule.",
+        "Number of denoising steps, at least 1; the change map's values are thresholds on this schedule.",
     ),
     "timesteps": (
         list[int] | torch.Tensor,
@@ -90,6 +90,14 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
         "Height and width in pixels of the original before it was padded to whole latent cells; made by "
         "`image_encoder`, to be given where `image_latents` are.",
     ),
+    "padded_size": (
+        tuple[int, int],
+        None,
+        "Height and width in pixels of the image with its padding, as it went to the encoder; once the results are rid "
+        "of it, those of the image.",
+    ),
+    "latent_grid": (tuple[int, int], None, "Rows and columns of the grid on which the original is encoded."),
+    "image_as_given": (Images, None, "The image before it was brought into the encoder's form."),
     "original_size": (
         tuple[int, int],
         None,
@@ -107,10 +115,10 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "aesthetic_score": (
         float,
         6.0,
-        "Score wanted, for UNets that are conditioned on one (`requires_aesthetics_score`).",
+        "Score wanted, from 1 to 10, for UNets that are conditioned on one (`requires_aesthetics_score`).",
     ),
-    "negative_aesthetic_score": (float, 2.0, "Score not wanted, for the same UNets."),
-    "eta": (float, 0.0, "η of the DDIM paper, 0 (deterministic) to 1; for schedulers that take it."),
+    "negative_aesthetic_score": (float, 2.0, "Score not wanted, from 1 to 10, for the same UNets."),
+    "eta": (float, 0.0, "η of the DDIM paper, in [0, 1], 0 being deterministic; for schedulers that take it."),
     "output_type": (str, "pil", "Form of the results: 'pil', 'np', 'pt', or 'latent' for latents."),
     "guidance_scale": (
         float,
@@ -174,28 +182,35 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "control_mode": (
         int | list[int],
         None,
-        "For a ControlNet-Union: the number of the control type, or one for each control image.",
+        "For a ControlNet-Union: the number of the control type, at least 0, or one for each control image.",
     ),
     "control_guidance_start": (
         float | list[float],
         0.0,
-        "Share of the steps at which the ControlNet starts to act, counted from the first step that runs.",
+        "Share of the steps, in [0, 1], at which the ControlNet starts to act, counted from the first step that runs.",
     ),
     "control_guidance_end": (
         float | list[float],
         1.0,
-        "Share of the steps at which the ControlNet stops acting, counted from the first step that runs; regions "
-        "released later are not steered by it.",
+        "Share of the steps, in [0, 1], at which the ControlNet stops acting, counted from the first step that runs; "
+        "regions released later are not steered by it.",
     ),
     "controlnet_conditioning_scale": (
         float | list[float],
         1.0,
-        "Weight of the ControlNet, or of each of them; 0 is an edit without it.",
+        "Weight of the ControlNet, at least 0, or of each of them; 0 is an edit without it.",
     ),
     "guess_mode": (
         bool,
         False,
         "Lets the ControlNet act on the positive side alone, deeper layers weighing more.",
+    ),
+    "negative_prompt_3": (Text, None, "Negative text for `text_encoder_3`; `negative_prompt` where it is not given."),
+    "prompt_3": (Text, None, "Text for `tokenizer_3` and `text_encoder_3`; `prompt` where it is not given."),
+    "mask_image": (
+        Images,
+        None,
+        "Not taken together with a change map: a mask is a map of black and white, with `invert_diffdiff_map=True`.",
     ),
     "overlay": (
         bool,
@@ -206,13 +221,13 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "overlay_feather": (
         int,
         0,
-        "Width in pixels of the seam in which the overlay fades; it lies in what changes.",
+        "Width in pixels, at least 0, of the seam in which the overlay fades; it lies in what changes.",
     ),
     "padding_map_crop": (
         int,
         None,
-        "Edits only the box that the map changes, with this many pixels around it, and lays the rest over; `height` "
-        "and `width` are then the box's. One box serves the batch.",
+        "Edits only the box that the map changes, with this many pixels around it, at least 0, and lays the rest over; "
+        "`height` and `width` are then the box's. One box serves the batch.",
     ),
     "whole_image": (Images, None, "The image before it was cut to what changes."),
     "whole_map": (ChangeMap, None, "The change map before it was cut to what changes."),
@@ -245,6 +260,65 @@ KWARGS = {
 }
 
 
+# What other families than SDXL say differently, or have beside it: name: (type, sentence).
+FAMILY_SENTENCES: dict[str, tuple[Any, str]] = {
+    "image": (
+        Images,
+        "The image to edit, or a batch of equal size: PIL images, numpy arrays (H, W, 3) in [0, 1], or tensors "
+        "(3, H, W) in [0, 1], which are rounded to 8 bits. Any size. Models that take references take one.",
+    ),
+    "height": (int, "Height in pixels, at least 1, to which the image is resized; edit models may have their own."),
+    "width": (int, "Width in pixels, at least 1, to which the image is resized; edit models may have their own."),
+    "strength": (
+        float,
+        "Turns the whole map down, in [0, 1]: the map counts as 1 - strength * (1 - map). Without a map, upstream's "
+        "strength of image-to-image.",
+    ),
+    "latents": (torch.Tensor, "The noise to start from, as the denoising loop sees it; drawn where it is not given."),
+    "image_latents": (torch.Tensor, "The encoded original, x0; in the loop, as the loop sees latents."),
+    "noise": (torch.Tensor, "The noise of the original's trajectory, of the latents' shape."),
+    "release_steps": (
+        torch.Tensor,
+        "The step from which each latent element is free to change, int32, to be broadcast to the latents; counted "
+        "from the first step that runs, the number of steps or more for those that never are.",
+    ),
+    "guidance_scale": (float, "The guidance that the model was distilled with; it needs no guider."),
+    "prompt_embeds": (torch.Tensor | list[torch.Tensor], "Text embeddings, a row for each prompt."),
+    "negative_prompt_embeds": (torch.Tensor | list[torch.Tensor], "Text embeddings of the negative prompt."),
+    "processed_image": (torch.Tensor | list[torch.Tensor], "The image as the autoencoder takes it."),
+    "processed_mask_image": (torch.Tensor, "The mask as the inpainting workflows take it."),
+    "mask_overlay_kwargs": (dict, "What the inpainting workflows lay the mask over with."),
+    "resized_image": (Images, "The image at the model's own size; where it is given, it is encoded in its place."),
+    "resized_cond_image": (Images, "The image at the size at which the text encoder looks at it."),
+    "condition_images": (list[torch.Tensor], "The reference as the autoencoder takes it."),
+    "image_cond_latents": (list[torch.Tensor], "The encoded original, x0, in a list of one."),
+    "image_cond_hidden_states": (torch.Tensor, "The encoded reference as the transformer takes it."),
+    "image_cond_ids": (torch.Tensor, "Positions of the reference's tokens."),
+    "image_latent_ids": (torch.Tensor, "Positions of the reference's tokens."),
+    "latent_ids": (torch.Tensor, "Positions of the output's tokens."),
+    "img_ids": (torch.Tensor, "Positions of the image's tokens."),
+    "img_shapes": (list, "Frames, rows and columns of the output and of what it is conditioned on."),
+    "image_pad_mask": (torch.Tensor, "Which text tokens stand for the image."),
+    "negative_image_pad_mask": (torch.Tensor, "Which tokens of the negative text stand for the image."),
+    "txt_seq_lens": (list[int], "Number of tokens of each prompt."),
+    "negative_txt_seq_lens": (list[int], "Number of tokens of each negative prompt."),
+    "image_height": (int | list[int], "Height in pixels at which the image is encoded."),
+    "image_width": (int | list[int], "Width in pixels at which the image is encoded."),
+    "control_image_latents": (torch.Tensor, "The encoded control image."),
+    "guidance": (torch.Tensor, "The distilled guidance of each output."),
+    "noise_pred": (torch.Tensor, "The model's answer in the last step."),
+    "reference_crop": (list, "Box that shows the image within what is encoded; made by `vae_encoder`."),
+    "max_sequence_length": (int, "Number of text tokens after which a prompt is cut off."),
+    "joint_attention_kwargs": (dict, "Keyword arguments for the attention processors; `scale` is LoRA's."),
+    "text_encoder_out_layers": (tuple[int, ...], "The text encoder's layers whose states are the embeddings."),
+    "max_area": (int, "Area in pixels that the output of a run without a map is brought to."),
+    "_auto_resize": (
+        bool,
+        "Whether the image is brought to a size that the model was trained on; never with a map, as that stretches it.",
+    ),
+}
+
+
 @functools.cache
 def _documented(name: str) -> InputParam:
     type_hint, default, description = INPUTS[name]
@@ -264,36 +338,41 @@ def output_param(name: str) -> OutputParam:
     return OutputParam(name=name, type_hint=type_hint, description=description)
 
 
-def _document_input(param: InputParam, required: bool) -> InputParam:
-    if param.name is None:
-        return replace(param, type_hint=dict, description=KWARGS.get(param.kwargs_type, param.description))
-    if param.name not in INPUTS:  # an input of somebody else's block speaks for itself
-        return param
-    ours = input_param(param.name)
-    return replace(
-        param, type_hint=ours.type_hint, description=ours.description, required=required, metadata=ours.metadata
-    )
-
-
-def _document_output(param: OutputParam) -> OutputParam:
-    if param.name not in OUTPUTS and param.name not in INPUTS:
-        return param
-    return replace(output_param(param.name), kwargs_type=param.kwargs_type)
+SDXL_SENTENCES = {name: (type_hint, sentence) for name, (type_hint, _, sentence) in INPUTS.items()}
 
 
 class Documented:
-    """Mixin of a block whose inputs and outputs upstream has left without a type or a sentence."""
+    """Mixin of blocks whose inputs and outputs upstream has left without a type or a sentence.
+
+    Attributes:
+        input_sentences: By name, (type, sentence) of inputs; somebody else's speak for themselves.
+        output_sentences: The same of outputs.
+    """
+
+    input_sentences = SDXL_SENTENCES
+    output_sentences = SDXL_SENTENCES | OUTPUTS
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [_document_input(param, param.required) for param in super().inputs]
+        return [self._document_input(param) for param in super().inputs]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [_document_output(param) for param in super().intermediate_outputs]
+        return [self._document_output(param) for param in super().intermediate_outputs]
+
+    def _document_input(self, param: InputParam) -> InputParam:
+        if param.name is None:
+            return replace(param, type_hint=dict, description=KWARGS.get(param.kwargs_type, param.description))
+        type_hint, sentence = self.input_sentences.get(param.name, (param.type_hint, param.description))
+        metadata = diffdiff_mellon.metadata(param.name) or param.metadata
+        return replace(param, type_hint=type_hint, description=sentence, metadata=metadata)
+
+    def _document_output(self, param: OutputParam) -> OutputParam:
+        type_hint, sentence = self.output_sentences.get(param.name, (param.type_hint, param.description))
+        return replace(param, type_hint=type_hint, description=sentence)
 
 
-class DocumentedSequentialBlocks(SequentialPipelineBlocks):
+class DocumentedSequentialBlocks(diffdiff_saving.SavedWithCode, Documented, SequentialPipelineBlocks):
     """Sequential blocks: every input and output has a type and a sentence, and they are saved with their code."""
 
     @property
@@ -303,42 +382,21 @@ class DocumentedSequentialBlocks(SequentialPipelineBlocks):
     @property
     def inputs(self) -> list[InputParam]:
         required = self.required_inputs
-        return [_document_input(param, param.name in required) for param in super().inputs]
+        return [replace(param, required=param.name in required) for param in super().inputs]
 
     @property
     def required_inputs(self) -> list[str]:
         """What a block needs, has no default for, and no earlier block makes; upstream's list has the latter too."""
         required, made = [], set()
         for block in self.sub_blocks.values():
-            needed = set(block.required_inputs)
-            if "prompt" in block.input_names and "prompt_embeds" in block.intermediate_output_names:
+            needed, taken, makes = set(block.required_inputs), block.input_names, block.intermediate_output_names
+            if "prompt" in taken and "prompt_embeds" in makes:
                 needed.add("prompt")  # upstream declares it optional and fails without it
-            required += [name for name in block.input_names if name in needed and name not in made]
+            required += [name for name in taken if name in needed and name not in made]
             if not (isinstance(block, ConditionalPipelineBlocks) and block.default_block_name is None):
-                made.update(block.intermediate_output_names)  # of a block that always runs
+                made.update(makes)  # of a block that always runs
         return required
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [_document_output(param) for param in super().intermediate_outputs]
 
     def get_execution_blocks(self, **kwargs: Any) -> DocumentedSequentialBlocks:
         """Upstream's selection of the blocks that run for these inputs, as documented as the whole."""
         return DocumentedSequentialBlocks.from_blocks_dict(super().get_execution_blocks(**kwargs).sub_blocks)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Saves the blocks with their code, so that `from_pretrained(save_directory, trust_remote_code=True)` has them.
-
-        `pipe.save_pretrained(save_directory)` adds the components.
-
-        Args:
-            save_directory: Folder for the code and `modular_config.json`; made where there is none.
-            push_to_hub: Whether to upload the folder, as `kwargs` say (upstream's `PushToHubMixin.push_to_hub`).
-
-        Raises:
-            ValueError: If these are not the blocks that their class makes: code is saved, and not objects.
-        """
-        diffdiff_saving.save_code(self, save_directory)
-        module = type(self).__module__.rsplit(".", 1)[-1]
-        self.register_to_config(auto_map={"ModularPipelineBlocks": f"{module}.{type(self).__name__}"})
-        self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -25,19 +25,15 @@ def put_frozen_on_level(block_state, step: int, level: int) -> None:
     )
 
 
-class DiffDiffRestoreStep(ModularPipelineBlocks):
-    """Last block of a denoising loop: what was frozen during a step ends it on the original's trajectory.
+def inject(components, block_state, i: int) -> None:
+    """What is frozen enters the step as the noised original of its level (paper, algorithm 1)."""
+    # after `restore`, what is frozen in this step lies there already
+    if getattr(block_state, "restored_level", None) != i:
+        put_frozen_on_level(block_state, step=i // components.scheduler.order, level=i)
 
-    With it, an element that is kept to the end comes out as the original's latent, bit for bit; without it, this is
-    the paper's algorithm, in which whatever is overwritten before a step still takes that step of the model.
-    """
 
-    @property
-    def description(self) -> str:
-        return (
-            "Step within the denoising loop that puts the elements which the change map kept frozen during this step "
-            "back on the original's trajectory, at the next noise level; after the last step that is the original."
-        )
+class _OnTrajectoryStep(ModularPipelineBlocks):
+    """A block of a denoising loop that puts what is frozen on the original's trajectory."""
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -50,6 +46,40 @@ class DiffDiffRestoreStep(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         return [diffdiff_docs.output_param("latents")]
+
+
+class DiffDiffInjectStep(_OnTrajectoryStep):
+    """First block of a denoising loop: injection, for families whose own first block leaves the latents as they are.
+
+    Without `restore` (and without skipping) this is the paper's algorithm; with it, nothing is left to overwrite here.
+    """
+
+    @property
+    def description(self) -> str:
+        return (
+            "Step within the denoising loop that overwrites the elements which the change map keeps frozen with the "
+            "noised original of this step."
+        )
+
+    @torch.no_grad()
+    def __call__(self, components, block_state, i: int, t: torch.Tensor):
+        inject(components, block_state, i)
+        return components, block_state
+
+
+class DiffDiffRestoreStep(_OnTrajectoryStep):
+    """Last block of a denoising loop: what was frozen during a step ends it on the original's trajectory.
+
+    With it, an element that is kept to the end comes out as the original's latent, bit for bit; without it, this is
+    the paper's algorithm, in which whatever is overwritten before a step still takes that step of the model.
+    """
+
+    @property
+    def description(self) -> str:
+        return (
+            "Step within the denoising loop that puts the elements which the change map kept frozen during this step "
+            "back on the original's trajectory, at the next noise level; after the last step that is the original."
+        )
 
     @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
@@ -109,14 +139,21 @@ class DiffDiffSkipFrozenStep(ModularPipelineBlocks):
 
 
 class DiffDiffLoop:
-    """Mixin of a denoising loop: guiders count in evaluations of the model, and NaN ends the run.
+    """Mixin of a denoising loop: guiders count in evaluations of the model, NaN ends the run, and no step may be left.
 
     Upstream's denoisers give a guider the index of the evaluation and the number of steps; a second-order scheduler
     makes twice as many evaluations, and guidance goes off half-way.
     """
 
+    @torch.no_grad()
+    def __call__(self, components, state):
+        # where everything is kept, upstream's loops can miss what their steps would have made
+        return super().__call__(components, state) if len(state.get("timesteps")) else (components, state)
+
     def loop_step(self, components, block_state, i: int, t: torch.Tensor):
-        num_inference_steps, evaluations = block_state.num_inference_steps, len(block_state.timesteps)
+        # a loop of somebody's own need not know of it
+        num_inference_steps = getattr(block_state, "num_inference_steps", None)
+        evaluations = len(block_state.timesteps)
         block_state.num_inference_steps = evaluations
         components, block_state = super().loop_step(components, block_state, i=i, t=t)
         block_state.num_inference_steps = num_inference_steps

@@ -118,35 +118,40 @@ def _check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     return tensor.reshape(-1, 1, *shape[-2:]).float().cpu()
 
 
-def _cell_weights(size: int, edges: torch.Tensor) -> torch.Tensor:
-    """(cells, size): the share that pixel j, the interval [j, j + 1], has in the cell between two edges."""
+def _cell_weights(size: int, cells: int, side: float) -> torch.Tensor:
+    """(cells, size): the share of pixel j, the interval [j, j + 1], in each of the equal cells that cover [0, side].
+
+    A cell that lies beyond the pixels in part is filled by those in it; one that lies beyond all of them, by the last.
+    """
+    edges = torch.linspace(0, side, cells + 1, dtype=torch.float64)
+    starts, ends = edges[:-1, None].clamp(max=size - 1), edges[1:, None].clamp(max=size)
     pixels = torch.arange(size, dtype=torch.float64)
-    overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
-    overlap = overlap.clamp(min=0)
+    overlap = (torch.minimum(ends, pixels + 1) - torch.maximum(starts, pixels)).clamp(min=0)
     return overlap / overlap.sum(1, keepdim=True)
+
+
+def average_over_grid(values: torch.Tensor, grid: tuple[int, int], canvas: tuple[int, int]) -> torch.Tensor:
+    """Averages (B, 1, H, W), the upper left part of a canvas, over the cells of a grid that covers the canvas.
+
+    Args:
+        values: (B, 1, H, W).
+        grid: Number of cells, (rows, columns).
+        canvas: Height and width that the cells cover, in pixels, at least (H, W).
+
+    Returns:
+        (B, 1, rows, columns) means over the pixels that there are, within the values' range; beyond them, the last.
+    """
+    rows, columns = (
+        _cell_weights(size, cells, side) for size, cells, side in zip(values.shape[-2:], grid, canvas, strict=True)
+    )
+    return (rows @ values.double() @ columns.T).float()
 
 
 def resize_map(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Resizes (B, 1, H, W) to (B, 1, height, width) by exact area averaging: values stay within their range."""
     if values.shape[-2:] == (height, width):
         return values
-    rows = _cell_weights(values.shape[-2], torch.linspace(0, values.shape[-2], height + 1, dtype=torch.float64))
-    columns = _cell_weights(values.shape[-1], torch.linspace(0, values.shape[-1], width + 1, dtype=torch.float64))
-    return (rows @ values.double() @ columns.T).float()
-
-
-def average_over_cells(values: torch.Tensor, cell: int) -> torch.Tensor:
-    """Averages (B, 1, H, W) over cells of cell x cell pixels; the last ones may be covered in part.
-
-    Returns:
-        (B, 1, ceil(H / cell), ceil(W / cell)) means over the pixels that there are.
-    """
-
-    def weights(size: int) -> torch.Tensor:
-        edges = torch.arange(0, size + cell, cell, dtype=torch.float64).clamp(max=size)
-        return _cell_weights(size, edges)
-
-    return (weights(values.shape[-2]) @ values.double() @ weights(values.shape[-1]).T).float()
+    return average_over_grid(values, (height, width), tuple(values.shape[-2:]))
 
 
 def warn_of_stretching(maps: list[torch.Tensor], height: int, width: int) -> None:
@@ -162,20 +167,26 @@ def warn_of_stretching(maps: list[torch.Tensor], height: int, width: int) -> Non
             )
 
 
-def keep_from_maps(maps: list[torch.Tensor], height: int, width: int, cell: int, invert: bool = False) -> torch.Tensor:
+def keep_from_maps(
+    maps: list[torch.Tensor],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    canvas: tuple[int, int],
+    invert: bool = False,
+) -> torch.Tensor:
     """Change maps at latent resolution.
 
     Args:
         maps: (1, 1, H, W) tensors in [0, 1], each of its own size, white (1) where the original is kept.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        cell: Pixels a latent element is high and wide (`vae_scale_factor`).
+        size: Height and width of the image in pixels.
+        grid: Rows and columns of the latents.
+        canvas: Height and width in pixels of what was encoded: the image, padded on the right and below.
         invert: Whether white marks what changes instead.
 
     Returns:
-        `keep`, (B, 1, ceil(height / cell), ceil(width / cell)) in [0, 1].
+        `keep`, (B, 1, rows, columns) in [0, 1].
     """
-    keep = torch.cat([average_over_cells(resize_map(values, height, width), cell) for values in maps])
+    keep = torch.cat([average_over_grid(resize_map(values, *size), grid, canvas) for values in maps])
     return 1 - keep if invert else keep
 
 

@@ -19,6 +19,11 @@ from . import diffdiff_docs, diffdiff_map
 MAP_INPUTS = ("diffdiff_map", "invert_diffdiff_map", "strength")
 
 
+def cell_of(components) -> int:
+    """Pixels that a latent element is high and wide; 1 where latents are pixels."""
+    return getattr(components, "vae_scale_factor", 1)
+
+
 def pad_to_multiple(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
     """Pads (B, C, H, W) on the right and below, by reflection, to the next multiple in height and width."""
     height, width = pixels.shape[-2:]
@@ -105,6 +110,13 @@ def lay_over(original: np.ndarray, edited: np.ndarray, weights: np.ndarray) -> n
     return np.where(w == 1, original, blend.astype(original.dtype))
 
 
+def size_without_padding(block_state, height: int, width: int) -> tuple[int, int]:
+    """Of a result of this size, what shows the image; a model that sizes what it gets has sized the padding too."""
+    padded = getattr(block_state, "padded_size", None) or (height, width)
+    sides = zip(block_state.image_size or padded, padded, (height, width), strict=True)
+    return tuple(round(image * result / canvas) for image, canvas, result in sides)
+
+
 def keep_at_size(block_state, change_maps: Any, sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
     """`keep` of every image at the image's size, (1, 1, H, W) each; one map serves several images."""
     maps = diffdiff_map.load_maps(change_maps)
@@ -151,7 +163,7 @@ class DiffDiffCropToChangeStep(ModularPipelineBlocks):
             changed = changed_pixels(keep_at_size(block_state, maps, [(height, width)]))
             if not changed.any():
                 warnings.warn("`diffdiff_map` changes nothing: the image comes back as it was.", stacklevel=2)
-            box = box_around(changed, padding, components.vae_scale_factor)
+            box = box_around(changed, padding, cell_of(components))
             if block_state.height is not None and block_state.width is not None and changed.any():
                 # upstream's box has the ratio of the size that it is edited at
                 mask = PIL.Image.fromarray(changed.numpy())
@@ -175,11 +187,8 @@ class DiffDiffCropStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [
-            diffdiff_docs.input_param("images", required=True),
-            diffdiff_docs.input_param("image_size"),
-            diffdiff_docs.input_param("output_type"),
-        ]
+        names = ("image_size", "padded_size", "output_type")
+        return [diffdiff_docs.input_param("images", required=True), *map(diffdiff_docs.input_param, names)]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
@@ -190,13 +199,14 @@ class DiffDiffCropStep(ModularPipelineBlocks):
         block_state = self.get_block_state(state)
         # latents given by the user have no size in pixels but their own
         if block_state.image_size is not None and block_state.output_type != "latent":
-            height, width = block_state.image_size
-            if block_state.output_type == "pil":
-                block_state.images = [image.crop((0, 0, width, height)) for image in block_state.images]
-            elif block_state.output_type == "np":
-                block_state.images = block_state.images[:, :height, :width]
+            images, pil, pt = block_state.images, block_state.output_type == "pil", block_state.output_type == "pt"
+            whole = images[0].size[::-1] if pil else images.shape[2:] if pt else images.shape[1:3]
+            height, width = size_without_padding(block_state, *whole)
+            if pil:
+                block_state.images = [image.crop((0, 0, width, height)) for image in images]
             else:
-                block_state.images = block_state.images[..., :height, :width]
+                block_state.images = images[..., :height, :width] if pt else images[:, :height, :width]
+            block_state.padded_size = block_state.image_size  # none is left to cut
         self.set_block_state(state, block_state)
         return components, state
 
@@ -215,7 +225,7 @@ class DiffDiffOverlayStep(ModularPipelineBlocks):
     def inputs(self) -> list[InputParam]:
         names = (
             *("image", *MAP_INPUTS, "overlay", "overlay_feather"),
-            *("whole_image", "whole_map", "crops_coords", "image_size", "output_type"),
+            *("whole_image", "whole_map", "crops_coords", "image_size", "padded_size", "output_type"),
         )
         return [diffdiff_docs.input_param("images", required=True), *map(diffdiff_docs.input_param, names)]
 
@@ -234,9 +244,9 @@ class DiffDiffOverlayStep(ModularPipelineBlocks):
                 block_state.image, block_state.diffdiff_map = block_state.whole_image, block_state.whole_map
             keeps = keep_at_size(block_state, block_state.diffdiff_map, sizes)
             outputs = _arrays(block_state.images, block_state.output_type)
-            if block_state.image_size is not None:  # what is padded is no part of the picture
-                height, width = block_state.image_size
-                outputs = [edited[:height, :width] for edited in outputs]
+            # what is padded is no part of the picture
+            shown = [size_without_padding(block_state, *edited.shape[:2]) for edited in outputs]
+            outputs = [edited[:height, :width] for edited, (height, width) in zip(outputs, shown, strict=True)]
             originals, keeps = _for_each(originals, len(outputs)), _for_each(keeps, len(outputs))
             results = []
             for original, keep, edited in zip(originals, keeps, outputs, strict=True):
@@ -255,8 +265,8 @@ def _for_each(items: list, outputs: int) -> list:
 def _arrays(images: Any, output_type: str) -> list[np.ndarray]:
     """Each output as an array (H, W, 3): uint8 of PIL images, floats in [0, 1] of the others."""
     if output_type == "pt":
-        return list(images.permute(0, 2, 3, 1).float().cpu().numpy())
-    return [np.asarray(image) for image in images]
+        images = images.permute(0, 2, 3, 1).float().cpu().numpy()
+    return [np.asarray(image)[..., :3] for image in images]  # without the alpha that some autoencoders make
 
 
 def _colours(image: Any, dtype: np.dtype) -> np.ndarray:

@@ -23,7 +23,7 @@ def save_code(blocks: ModularPipelineBlocks, folder: str | os.PathLike) -> None:
     if not modules or any(len(module.parts) != 2 or not (entry.parent / module).exists() for module in modules):
         raise ValueError(
             f"Blocks are saved as the class that they are of, and {type(blocks).__name__} is not one of the pipelines "
-            "of `presets.py`; save one of those, e.g. `SDXLDiffDiffAutoBlocks().save_pretrained(...)`."
+            "of `presets.py` or `families.py`; save one of those, e.g. `SDXLDiffDiffAutoBlocks().save_pretrained(...)`."
         )
     if _outline(blocks) != _outline(type(blocks)()):
         raise ValueError(
@@ -38,4 +38,24 @@ def save_code(blocks: ModularPipelineBlocks, folder: str | os.PathLike) -> None:
 
 def _outline(blocks: ModularPipelineBlocks) -> list[Any]:
     """Names and classes of all blocks within these."""
-    return [(name, type(block), _outline(block)) for name, block in blocks.sub_blocks.items()]
+    return [(name, type(block).__name__, _outline(block)) for name, block in blocks.sub_blocks.items()]
+
+
+class SavedWithCode:
+    """Mixin of a pipeline's blocks, which are saved as a repo that loads."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Saves the blocks with their code, so that `from_pretrained(save_directory, trust_remote_code=True)` has them.
+
+        `pipe.save_pretrained(save_directory)` adds the components.
+
+        Args:
+            save_directory: Folder for the code and `modular_config.json`; made where there is none.
+
+        Raises:
+            ValueError: If these are not the blocks that their class makes: code is saved, and not objects.
+        """
+        save_code(self, save_directory)
+        module = type(self).__module__.rsplit(".", 1)[-1]
+        self.register_to_config(auto_map={"ModularPipelineBlocks": f"{module}.{type(self).__name__}"})
+        self.save_config(save_directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.modular_pipelines import AutoPipelineBlocks, ModularPipelineBlocks
+from diffusers.modular_pipelines import AutoPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import (
     StableDiffusionXLImg2ImgPrepareLatentsStep,
@@ -21,7 +21,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
 from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLVaeEncoderStep
 from diffusers.utils.torch_utils import randn_tensor
 
-from . import diffdiff_docs, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
+from . import diffdiff_docs, diffdiff_loop, diffdiff_pixels, diffdiff_prepare, diffdiff_trajectory
 
 
 class SDXLDiffDiffVaeEncoderStep(diffdiff_docs.Documented, StableDiffusionXLVaeEncoderStep):
@@ -111,8 +111,11 @@ class SDXLDiffDiffSetTimestepsStep(diffdiff_docs.Documented, StableDiffusionXLSe
         return components, state
 
 
-class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
-    """Noises the original to the first level and turns the change maps into release steps."""
+class SDXLDiffDiffPrepareLatentsStep(diffdiff_prepare.DiffDiffPrepareStep):
+    """Noises the original to the first level and turns the change maps into release steps.
+
+    In SDXL, the latents that a user gives are noised already, and nothing has been drawn where none are given.
+    """
 
     model_name = "stable-diffusion-xl"
 
@@ -146,49 +149,21 @@ class SDXLDiffDiffPrepareLatentsStep(ModularPipelineBlocks):
             *(diffdiff_docs.input_param(name) for name in optional),
         ]
 
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [diffdiff_docs.output_param(name) for name in ("latents", *diffdiff_loop.TRAJECTORY_INPUTS)]
-
-    @torch.no_grad()
-    def __call__(self, components, state):
-        block_state = self.get_block_state(state)
-        scheduler, device, dtype = components.scheduler, components._execution_device, block_state.dtype
+    def bring_original(self, components, block_state) -> torch.Tensor:
+        original = block_state.image_latents.to(components._execution_device, block_state.dtype)
         outputs = block_state.batch_size * block_state.num_images_per_prompt
+        return diffdiff_trajectory.for_each_output(original, outputs)
 
-        original = diffdiff_trajectory.for_each_output(block_state.image_latents.to(device, dtype), outputs)
-        schedule = scheduler.timesteps.to(device)
-        begin = diffdiff_trajectory.begin_of(scheduler, block_state.timesteps[0])
-        # looked up on the CPU: schedulers wait for the answer of every timestep
-        levels = diffdiff_trajectory.noise_levels(scheduler, schedule.cpu(), dtype)
-        alphas, sigmas = (values[begin:].to(device) for values in levels)
-        noise = block_state.noise
-        if noise is None and block_state.latents is None:
-            noise = randn_tensor(original.shape, generator=block_state.generator, device=device, dtype=dtype)
-        if block_state.latents is None:
-            noise = noise.to(device, dtype)
-            block_state.latents = scheduler.add_noise(original, noise, block_state.timesteps[:1].repeat(outputs))
-        else:
-            block_state.latents = block_state.latents.to(device, dtype)
-        if noise is None:
-            noise = diffdiff_trajectory.recover_noise(block_state.latents, original, alphas[0], sigmas[0])
-
-        cell = components.vae_scale_factor
-        height, width = block_state.image_size or (side * cell for side in original.shape[-2:])
-        maps = diffdiff_map.load_maps(block_state.diffdiff_map)
-        if block_state.whole_map is None:  # of a map that was cut, the whole one has been looked at
-            diffdiff_map.warn_of_stretching(maps, height, width)
-        keep = diffdiff_map.keep_from_maps(maps, height, width, cell, block_state.invert_diffdiff_map)
-        release = diffdiff_map.SCHEDULES[block_state.diffdiff_schedule]
-        # second-order schedulers evaluate the model `order` times a step
-        steps = release(diffdiff_map.turn_down(keep, block_state.strength), schedule[:: scheduler.order].cpu())
-        diffdiff_trajectory.warn_of_correctors(scheduler, steps)
-        steps = (steps - begin // scheduler.order).clamp(min=0)
-        block_state.release_steps = diffdiff_trajectory.for_each_output(steps.to(device), outputs)
-        block_state.image_latents, block_state.noise = original, noise.to(device, dtype)
-        block_state.level_alphas, block_state.level_sigmas = alphas, sigmas
-        self.set_block_state(state, block_state)
-        return components, state
+    def bring_noise(self, components, block_state, original: torch.Tensor) -> torch.Tensor:
+        form = {"device": original.device, "dtype": original.dtype}
+        latents, noise = block_state.latents, block_state.noise
+        if noise is None and latents is None:
+            noise = randn_tensor(original.shape, generator=block_state.generator, **form)
+        noise = None if noise is None else noise.to(**form)
+        if latents is None:
+            latents = components.scheduler.add_noise(original, noise, block_state.timesteps[:1].repeat(len(original)))
+        block_state.latents = latents.to(**form)
+        return super().bring_noise(components, block_state, original) if noise is None else noise
 
 
 class SDXLDiffDiffLoopBeforeDenoiser(StableDiffusionXLLoopBeforeDenoiser):
@@ -208,9 +183,7 @@ class SDXLDiffDiffLoopBeforeDenoiser(StableDiffusionXLLoopBeforeDenoiser):
 
     @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
-        # after `restore`, what is frozen in this step lies there already
-        if getattr(block_state, "restored_level", None) != i:
-            diffdiff_loop.put_frozen_on_level(block_state, step=i // components.scheduler.order, level=i)
+        diffdiff_loop.inject(components, block_state, i)
         return super().__call__(components, block_state, i=i, t=t)
 
 

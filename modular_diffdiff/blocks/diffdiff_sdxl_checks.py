@@ -7,7 +7,6 @@ import inspect
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from diffusers.image_processor import is_valid_image_imagelist
@@ -18,7 +17,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.utils.torch_utils import unwrap_module
 
-from . import diffdiff_docs, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
+from . import diffdiff_checks, diffdiff_docs, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
 
 
 # What people bring from other pipelines, and what to do instead.
@@ -26,25 +25,9 @@ NOT_TAKEN = {
     "guidance_scale": "guidance belongs to the guider: "
     "`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale={value}))`, from `diffusers`",
 }
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
 CONTROL_NUMBERS = ("control_guidance_start", "control_guidance_end", "controlnet_conditioning_scale")
-
-
-def refuse(name: str, value: Any, accepted: str) -> None:
-    raise ValueError(f"`{name}` is {value!r}; it takes {accepted}.")
-
-
-def check_whole_number(name: str, value: Any, least: int, why: str = "") -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        refuse(name, value, f"a whole number of at least {least}{why}")
-
-
-def check_count(name: str, count: int, prompts: int) -> None:
-    if count not in (1, prompts):
-        one_each = f" or {prompts}, one for each prompt" if prompts > 1 else ", as there is one prompt"
-        raise ValueError(f"`{name}` holds {count}; it takes 1{one_each}.")
 
 
 def check_not_taken(block_state) -> None:
@@ -66,9 +49,11 @@ def check_components(components, needed: list[str]) -> None:
         )
     scheduler, unet = components.scheduler, components.unet
     if not hasattr(scheduler, "add_noise"):
-        refuse("scheduler", type(scheduler).__name__, "one with `add_noise`, e.g. `EulerDiscreteScheduler`")
+        diffdiff_checks.refuse(
+            "scheduler", type(scheduler).__name__, "one with `add_noise`, e.g. `EulerDiscreteScheduler`"
+        )
     if unet.config.in_channels != components.num_channels_latents:
-        refuse(
+        diffdiff_checks.refuse(
             "unet",
             f"a {type(unet).__name__} with {unet.config.in_channels} input channels",
             f"one with the latents' {components.num_channels_latents}: a text-to-image UNet, no inpainting one",
@@ -81,23 +66,15 @@ def _is_refiner(components) -> bool:
     return None not in (encoder, unet) and unet.config.cross_attention_dim == encoder.config.hidden_size
 
 
-def check_map_settings(block_state) -> None:
-    strength = block_state.strength
-    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 <= strength <= 1:
-        refuse("strength", strength, "a number in [0, 1]")
-    if block_state.diffdiff_schedule not in diffdiff_map.SCHEDULES:
-        refuse("diffdiff_schedule", block_state.diffdiff_schedule, f"one of {', '.join(diffdiff_map.SCHEDULES)}")
-
-
 def check_hand_over(block_state) -> None:
     """Refuses a start that is none, or that misses what the run before has left."""
     start, end = block_state.denoising_start, block_state.denoising_end
     if end is not None and not (isinstance(end, float) and 0 < end <= 1):
-        refuse("denoising_end", end, "a float in (0, 1]")
+        diffdiff_checks.refuse("denoising_end", end, "a float in (0, 1]")
     if start is None:
         return
     if not (isinstance(start, float) and 0 < start < 1):
-        refuse("denoising_start", start, "a float in (0, 1)")
+        diffdiff_checks.refuse("denoising_start", start, "a float in (0, 1)")
     if end is not None and start >= end:
         raise ValueError(f"`denoising_start` is {start} and `denoising_end` {end}; the start must lie before the end.")
     for name in ("latents", "noise"):
@@ -109,14 +86,14 @@ def check_hand_over(block_state) -> None:
 
 
 def check_schedule(scheduler, block_state) -> None:
-    check_whole_number("num_inference_steps", block_state.num_inference_steps, 1)
+    diffdiff_checks.check_whole_number("num_inference_steps", block_state.num_inference_steps, 1)
     taken = inspect.signature(scheduler.set_timesteps).parameters
     for name in ("timesteps", "sigmas"):
         value = getattr(block_state, name)
         if value is not None and name not in taken:
-            refuse(name, value, f"nothing with {type(scheduler).__name__}, which has its own spacing")
+            diffdiff_checks.refuse(name, value, f"nothing with {type(scheduler).__name__}, which has its own spacing")
         if value is not None and len(value) == 0:
-            refuse(name, value, "at least one value")
+            diffdiff_checks.refuse(name, value, "at least one value")
     if block_state.timesteps is not None and block_state.sigmas is not None:
         raise ValueError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
     start, end = block_state.denoising_start, block_state.denoising_end
@@ -132,9 +109,11 @@ def check_schedule(scheduler, block_state) -> None:
         for share, nothing in ((start, 0), (end, len(schedule.timesteps)))
     )
     if stop == 0:
-        refuse("denoising_end", end, "a larger share of the schedule: this one ends before its first step")
+        diffdiff_checks.refuse(
+            "denoising_end", end, "a larger share of the schedule: this one ends before its first step"
+        )
     if begin >= stop:
-        refuse("denoising_start", start, "a smaller share of the schedule: no step is left to run")
+        diffdiff_checks.refuse("denoising_start", start, "a smaller share of the schedule: no step is left to run")
 
 
 def check_loop(given: set[str], executed: ModularPipelineBlocks) -> None:
@@ -150,12 +129,6 @@ def check_loop(given: set[str], executed: ModularPipelineBlocks) -> None:
             f"The denoising loop needs {', '.join(f'`{name}`' for name in lost)}, and no block before it makes them: "
             "`SDXLDiffDiffPrepareLatentsStep` does."
         )
-
-
-def makes(executed: ModularPipelineBlocks, name: str) -> bool:
-    """Whether one of these blocks makes this value from others; passing it on does not count."""
-    blocks = executed.sub_blocks.values()
-    return any(name in block.intermediate_output_names and name not in block.input_names for block in blocks)
 
 
 def count_prompts(components, block_state, encodes_text: bool) -> int:
@@ -174,13 +147,13 @@ def count_prompts(components, block_state, encodes_text: bool) -> int:
     prompt = block_state.prompt
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
-        refuse("prompt", prompt, "a text, or a list of texts that is not empty")
+        diffdiff_checks.refuse("prompt", prompt, "a text, or a list of texts that is not empty")
     for name in ("prompt_2", "negative_prompt", "negative_prompt_2"):
         text = getattr(block_state, name)
         if isinstance(text, list) and len(text) != len(prompts):
             raise ValueError(f"`{name}` holds {len(text)}; it takes a text, or {len(prompts)}: one for each prompt.")
         if text is not None and not isinstance(text, (str, list)):
-            refuse(name, text, "a text, or a list of texts")
+            diffdiff_checks.refuse(name, text, "a text, or a list of texts")
     if block_state.negative_prompt is None and block_state.negative_prompt_2 is not None:
         raise ValueError(
             f"`negative_prompt_2` is {block_state.negative_prompt_2!r} without a `negative_prompt`, and would not "
@@ -198,66 +171,13 @@ def _count_embeddings(components, block_state) -> int:
         if not isinstance(embeds, torch.Tensor) or embeds.ndim != axes:
             described = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else embeds
             shape = "(B, features)" if axes == 2 else "(B, tokens, features)"
-            refuse(name, described, f"a tensor of shape {shape}, as nothing encodes a prompt")
+            diffdiff_checks.refuse(name, described, f"a tensor of shape {shape}, as nothing encodes a prompt")
     for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
         if getattr(block_state, name) is not None:
-            refuse(name, getattr(block_state, name), "nothing, as no block encodes it: its embeddings are given")
-    return len(block_state.prompt_embeds)
-
-
-def image_geometry(image: Any, transparent: bool = False) -> tuple[int, int, int]:
-    """Count, height and width of an image or a batch of images of equal size.
-
-    Args:
-        transparent: Whether images may be; their alpha is given back, and no model sees it.
-
-    Raises:
-        ValueError: If `image` is no image, an empty list, has no three colours, is transparent, holds values outside
-            its range, or its images differ in size.
-    """
-    images = image if isinstance(image, list) else [image]
-    if not images:
-        refuse("image", image, "an image or a list of them that is not empty")
-    geometries = [_geometry_of_one(item, transparent) for item in images]
-    sizes = {geometry[1:] for geometry in geometries}
-    if len(sizes) > 1:
-        listed = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
-        raise ValueError(f"`image` holds images of different sizes ({listed}); a batch takes one size.")
-    return sum(geometry[0] for geometry in geometries), *geometries[0][1:]
-
-
-def _geometry_of_one(image: Any, transparent: bool) -> tuple[int, int, int]:
-    if isinstance(image, PIL.Image.Image):
-        if not transparent and image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
-            refuse(
-                "image",
-                image,
-                "opaque images: flatten it, drop its alpha with `image.convert('RGB')`, or keep it with `overlay=True`",
+            diffdiff_checks.refuse(
+                name, getattr(block_state, name), "nothing, as no block encodes it: its embeddings are given"
             )
-        if image.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
-            refuse("image", image, f"8-bit images, not mode {image.mode!r}; scale it to one first")
-        return 1, image.height, image.width
-    if isinstance(image, np.ndarray):
-        height, width, channels = (0, 0, 0) if image.ndim not in (3, 4) else image.shape[-3:]
-        floating = np.issubdtype(image.dtype, np.floating)
-    elif isinstance(image, torch.Tensor):
-        channels, height, width = (0, 0, 0) if image.ndim not in (3, 4) else image.shape[-3:]
-        floating = image.is_floating_point()
-    else:
-        refuse("image", image, "PIL images, arrays or tensors; `diffusers.utils.load_image` reads paths and URLs")
-    described = f"{type(image).__name__} of shape {tuple(image.shape)} and {image.dtype}"
-    if channels != 3 or not floating:
-        raise ValueError(
-            f"`image` is a {described}; it takes floats with 3 colours: arrays (H, W, 3) or (B, H, W, 3), tensors "
-            "(3, H, W) or (B, 3, H, W). Latents go into `image_latents`, with `image_encoder` popped from the blocks."
-        )
-    low, high = float(image.min()), float(image.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"`image` is a {described} with values from {low:g} to {high:g}; they must lie in [0, 1], where x in "
-            "[-1, 1] is x / 2 + 0.5."
-        )
-    return (len(image) if image.ndim == 4 else 1), height, width
+    return len(block_state.prompt_embeds)
 
 
 def check_original(components, block_state, encodes_image: bool, prompts: int) -> tuple[int, int]:
@@ -270,15 +190,17 @@ def check_original(components, block_state, encodes_image: bool, prompts: int) -
         original, channels = block_state.image_latents, components.num_channels_latents
         if not isinstance(original, torch.Tensor) or original.ndim != 4 or original.shape[1] != channels:
             described = tuple(original.shape) if isinstance(original, torch.Tensor) else original
-            refuse("image_latents", described, f"a tensor of shape (B, {channels}, h, w)")
-        check_count("image_latents", len(original), prompts)
+            diffdiff_checks.refuse("image_latents", described, f"a tensor of shape (B, {channels}, h, w)")
+        diffdiff_checks.check_count("image_latents", len(original), prompts)
         # an image may be given for its pixels
         for name in ("height", "width") if block_state.overlay else ("image", "height", "width"):
             if getattr(block_state, name) is not None:
-                refuse(name, getattr(block_state, name), "nothing, as no block encodes it: `image_latents` is given")
+                diffdiff_checks.refuse(
+                    name, getattr(block_state, name), "nothing, as no block encodes it: `image_latents` is given"
+                )
         grid, size = tuple(original.shape[-2:]), block_state.image_size
         if size is not None and _grid(size, components.vae_scale_factor) != grid:
-            refuse("image_size", size, f"the (height, width) in pixels of an image with {grid} latents")
+            diffdiff_checks.refuse("image_size", size, f"the (height, width) in pixels of an image with {grid} latents")
         return grid
     for name in ("image_latents", "image_size"):
         if getattr(block_state, name) is not None:
@@ -288,14 +210,14 @@ def check_original(components, block_state, encodes_image: bool, prompts: int) -
     if block_state.image is None:
         raise ValueError("`image` is missing; it takes a PIL image, numpy array, tensor, or a list of these.")
     lays_over = block_state.overlay or block_state.padding_map_crop is not None
-    count, height, width = image_geometry(block_state.image, transparent=lays_over)
-    check_count("image", count, prompts)
+    count, height, width = diffdiff_checks.image_geometry(block_state.image, transparent=lays_over)
+    diffdiff_checks.check_count("image", count, prompts)
     cell = components.vae_scale_factor
     if min(height, width) < cell:
         raise ValueError(f"`image` is {width} x {height} pixels; it takes at least {cell} x {cell}, one latent cell.")
     for name in ("height", "width"):
         if getattr(block_state, name) is not None:
-            check_whole_number(name, getattr(block_state, name), cell, ", the pixels of a latent cell")
+            diffdiff_checks.check_whole_number(name, getattr(block_state, name), cell, ", the pixels of a latent cell")
     return _grid((block_state.height or height, block_state.width or width), cell)
 
 
@@ -304,18 +226,7 @@ def _grid(size: tuple[int, int], cell: int) -> tuple[int, int]:
 
 
 def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) -> None:
-    per_prompt = block_state.num_images_per_prompt
-    check_whole_number("num_images_per_prompt", per_prompt, 1)
-    outputs = prompts * per_prompt
-    generator = block_state.generator
-    generators = generator if isinstance(generator, list) else [generator]
-    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
-        refuse("generator", generator, "a `torch.Generator`, or a list of them")
-    if isinstance(generator, list) and len(generator) != outputs:
-        raise ValueError(
-            f"`generator` is a list of {len(generator)}; it takes one generator, or {outputs}: one for each output "
-            f"({prompts} prompts x {per_prompt} images)."
-        )
+    outputs = diffdiff_checks.count_outputs(block_state, prompts)
     shape = (outputs, components.num_channels_latents, *grid)
     for name in ("latents", "noise"):
         given = getattr(block_state, name)
@@ -324,34 +235,7 @@ def check_outputs(components, block_state, prompts: int, grid: tuple[int, int]) 
                 f"`{name}` has the shape {tuple(given.shape)}; it takes {shape}, the outputs' number and the image's "
                 "latent grid."
             )
-    if block_state.output_type not in OUTPUT_TYPES:
-        refuse("output_type", block_state.output_type, f"one of {', '.join(OUTPUT_TYPES)}")
-
-
-def check_pixels(block_state, executed: ModularPipelineBlocks) -> None:
-    """Refuses overlays and boxes that are none, that there is nothing for, or whose blocks are gone."""
-    padding = block_state.padding_map_crop
-    if not isinstance(block_state.overlay, bool):
-        refuse("overlay", block_state.overlay, "True or False")
-    check_whole_number("overlay_feather", block_state.overlay_feather, 0)
-    if padding is not None:
-        check_whole_number("padding_map_crop", padding, 0)
-    lays_over = "overlay" if block_state.overlay else "padding_map_crop" if padding is not None else None
-    if lays_over is None:
-        if block_state.overlay_feather:
-            raise ValueError("`overlay_feather` is given, but there is no `overlay` for it.")
-        return
-    if block_state.image is None:
-        raise ValueError(f"`{lays_over}` needs the `image` whose pixels come back.")
-    taken = {name for block in list(executed.sub_blocks.values())[1:] for name in block.input_names}
-    for name, needed in (("overlay", "overlay"), ("padding_map_crop", "crop_to_change")):
-        if lays_over == name and not {name, "whole_image"} <= taken:
-            raise ValueError(f"`{name}` is given, but `overlay` or `{needed}` was popped from the blocks.")
-    if block_state.output_type == "latent":
-        raise ValueError(f"`{lays_over}` needs pictures; `output_type` is 'latent'.")
-    for name in ("latents", "noise", "image_latents", "crops_coords") if padding is not None else ():
-        if getattr(block_state, name, None) is not None:
-            raise ValueError(f"`{name}` is given together with `padding_map_crop`, which changes the size of the run.")
+    diffdiff_checks.check_output_type(block_state.output_type)
 
 
 def check_conditioning(components, block_state) -> None:
@@ -361,28 +245,19 @@ def check_conditioning(components, block_state) -> None:
         if pair is None and name in SIZES:
             continue
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(one, Real) for one in pair):
-            refuse(name, pair, "a pair of numbers")
+            diffdiff_checks.refuse(name, pair, "a pair of numbers")
         setattr(block_state, name, tuple(pair))
     crop, negative = (getattr(block_state, name) for name in CROPS)
     if negative not in ((0, 0), crop) and not components.config.requires_aesthetics_score:
-        refuse("negative_crops_coords_top_left", negative, f"what `crops_coords_top_left` is, {crop}, or nothing")
+        diffdiff_checks.refuse(
+            "negative_crops_coords_top_left", negative, f"what `crops_coords_top_left` is, {crop}, or nothing"
+        )
 
 
 def _count_images(image: Any) -> int:
     if isinstance(image, list):
         return sum(_count_images(one) for one in image)
     return len(image) if getattr(image, "ndim", 3) == 4 else 1
-
-
-def _check_control_picture(image: Any) -> None:
-    if isinstance(image, PIL.Image.Image):
-        if image.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
-            refuse("control_image", image, f"8-bit images, not mode {image.mode!r}; scale it to one first")
-        return
-    values = torch.as_tensor(image)
-    if not values.is_floating_point() or not (values.min() >= 0 and values.max() <= 1):
-        described = f"{type(image).__name__} of {image.dtype} with values from {values.min():g} to {values.max():g}"
-        refuse("control_image", described, "floats in [0, 1], or PIL images")
 
 
 def _check_cut_along(block_state, images: list) -> None:
@@ -392,7 +267,9 @@ def _check_cut_along(block_state, images: list) -> None:
         if not isinstance(image, PIL.Image.Image) or (image.height, image.width) != size:
             height, width = diffdiff_pixels.size_of(image)
             described = f"a {type(image).__name__} of {width} x {height} pixels"
-            refuse("control_image", described, f"PIL images of the image's size {size[::-1]} with `padding_map_crop`")
+            diffdiff_checks.refuse(
+                "control_image", described, f"PIL images of the image's size {size[::-1]} with `padding_map_crop`"
+            )
 
 
 def check_control(components, block_state, prompts: int) -> None:
@@ -403,7 +280,7 @@ def check_control(components, block_state, prompts: int) -> None:
     for net in controlnet.nets if several else [controlnet]:
         given, needed = (model.config.cross_attention_dim for model in (net, components.unet))
         if given != needed:
-            refuse(
+            diffdiff_checks.refuse(
                 "controlnet",
                 f"a {type(net).__name__} for text embeddings of {given} features",
                 f"one for the UNet's {needed}: a ControlNet that was trained for another model does not fit",
@@ -417,7 +294,9 @@ def check_control(components, block_state, prompts: int) -> None:
         )
     images = image if isinstance(image, list) else [image]
     if not images or not all(is_valid_image_imagelist(one) for one in images):
-        refuse("control_image", image, "a PIL image, array or tensor, or a list of these that is not empty")
+        diffdiff_checks.refuse(
+            "control_image", image, "a PIL image, array or tensor, or a list of these that is not empty"
+        )
     if union and len(images) != len(mode if isinstance(mode, list) else [mode]):
         raise ValueError(f"`control_image` holds {len(images)}, `control_mode` {mode!r}; they go in pairs.")
     if several and len(images) != len(controlnet.nets):
@@ -425,10 +304,10 @@ def check_control(components, block_state, prompts: int) -> None:
             f"`control_image` holds {len(images)}; it takes {len(controlnet.nets)}, one for each ControlNet."
         )
     for batch in images if union or several else [images]:
-        check_count("control_image", _count_images(batch), prompts)
+        diffdiff_checks.check_count("control_image", _count_images(batch), prompts)
     pictures = diffdiff_pixels.split_images(images)
     for picture in pictures:
-        _check_control_picture(picture)
+        diffdiff_checks.check_control_picture(picture)
     if block_state.padding_map_crop is not None:
         _check_cut_along(block_state, pictures)
     _read_control_numbers(block_state, len(controlnet.nets) if several else None)
@@ -440,7 +319,9 @@ def _check_modes(controlnet: ControlNetUnionModel, mode: Any) -> None:
     types = controlnet.config.num_control_type
     modes = mode if isinstance(mode, list) else [mode]
     if not all(isinstance(one, Integral) and 0 <= one < types for one in modes):
-        refuse("control_mode", mode, f"one of the union's types, 0 to {types - 1}, for each control image")
+        diffdiff_checks.refuse(
+            "control_mode", mode, f"one of the union's types, 0 to {types - 1}, for each control image"
+        )
 
 
 def _read_control_numbers(block_state, nets: int | None) -> None:
@@ -449,7 +330,7 @@ def _read_control_numbers(block_state, nets: int | None) -> None:
         value = getattr(block_state, name)
         numbers = list(value) if isinstance(value, (list, tuple)) else [value] * (nets or 1)
         if len(numbers) != (nets or 1) or not all(isinstance(number, Real) for number in numbers):
-            refuse(name, value, f"a number, or {nets}: one for each ControlNet" if nets else "a number")
+            diffdiff_checks.refuse(name, value, f"a number, or {nets}: one for each ControlNet" if nets else "a number")
         numbers = [float(number) for number in numbers]
         setattr(block_state, name, numbers if nets else numbers[0])
 
@@ -484,7 +365,7 @@ def check_ip_adapter(components, block_state, image: Any) -> None:
         for name in names:
             value = getattr(block_state, name)
             if not isinstance(value, list) or len(value) != adapters:
-                refuse(name, value, f"a list of {adapters}: embeddings for each loaded IP-Adapter")
+                diffdiff_checks.refuse(name, value, f"a list of {adapters}: embeddings for each loaded IP-Adapter")
 
 
 class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
@@ -560,16 +441,16 @@ class SDXLDiffDiffCheckInputsStep(ModularPipelineBlocks):
         """
         check_not_taken(block_state)
         check_components(components, executed.component_names)
-        check_map_settings(block_state)
+        diffdiff_checks.check_map_settings(block_state)
         check_hand_over(block_state)
         check_schedule(components.scheduler, block_state)
         check_conditioning(components, block_state)
         check_ip_adapter(components, block_state, getattr(block_state, "ip_adapter_image", None))
-        prompts = count_prompts(components, block_state, makes(executed, "prompt_embeds"))
-        check_pixels(block_state, executed)
-        grid = check_original(components, block_state, makes(executed, "image_latents"), prompts)
+        prompts = count_prompts(components, block_state, diffdiff_checks.makes(executed, "prompt_embeds"))
+        diffdiff_checks.check_pixels(block_state, executed)
+        grid = check_original(components, block_state, diffdiff_checks.makes(executed, "image_latents"), prompts)
         block_state.diffdiff_map = diffdiff_map.load_maps(block_state.diffdiff_map)
-        check_count("diffdiff_map", len(block_state.diffdiff_map), prompts)
+        diffdiff_checks.check_count("diffdiff_map", len(block_state.diffdiff_map), prompts)
         check_outputs(components, block_state, prompts, grid)
         return prompts
 

@@ -82,8 +82,9 @@ def put_on_trajectory(
         sigma: Scalar tensor, the level's factor on `noise`.
         frozen: (B, 1, h, w) bool.
     """
+    noised = (alpha * image_latents + sigma * noise).to(latents.dtype)
     # in the latents' memory layout: with another one the model rounds differently
-    return torch.where(frozen, alpha * image_latents + sigma * noise, latents, out=torch.empty_like(latents))
+    return torch.where(frozen, noised, latents, out=torch.empty_like(latents))
 
 
 def for_each_output(tensor: torch.Tensor, outputs: int) -> torch.Tensor:

@@ -10,3 +10,7 @@ COMPANIONS = str(Path(__file__).parent / "companions")
 IP_ADAPTER_NAME = "ip-adapter_still-life.safetensors"
 # Of classifier-free guidance; more pushes its colours out of range.
 GUIDANCE_SCALE = 2.0
+# The same scenes by flow matching, in the standard Z-Image form.
+FLOW_CHECKPOINT = str(Path(__file__).parent / "flow_checkpoint")
+# As guiders count it, from 1 on; `ZImagePipeline` counts from 0 on and takes one less.
+FLOW_GUIDANCE_SCALE = 2.0

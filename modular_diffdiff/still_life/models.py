@@ -41,11 +41,11 @@ _WORDS = (
     "a an the of on in with and something still life object background photo picture painting drawing render image "
     "fruit blurry sharp bright dark soft light shadow left right small large high low quality detailed realistic studio"
 )
+WORDS = " ".join([_WORDS, *KINDS, *COLOURS, *BACKGROUNDS.values()]).split()
 
 
 def build_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer (byte-level BPE): each word of the captions is one token, and any text can be written."""
-    words = " ".join([_WORDS, *KINDS, *COLOURS, *BACKGROUNDS.values()]).split()
     bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -53,7 +53,7 @@ def build_tokenizer() -> CLIPTokenizer:
     trainer = BpeTrainer(
         vocab_size=10_000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
     )
-    bpe.train_from_iterator(sorted(set(words)), trainer)
+    bpe.train_from_iterator(sorted(set(WORDS)), trainer)
     with tempfile.TemporaryDirectory() as folder:
         _, merges_file = bpe.model.save(folder)
         merges = [

@@ -72,6 +72,11 @@ def _pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(scenes[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def adamw(modules: nn.Module, lr: float) -> torch.optim.Optimizer:
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.01)
+
+
 def fit(
     name: str,
     modules: nn.ModuleDict,
@@ -80,15 +85,17 @@ def fit(
     lr: float,
     work: Path,
     ema_decay: float,
+    make_optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] = adamw,
 ) -> None:
     """Minimises `loss` over the modules' parameters and leaves their moving average in them.
 
     Args:
         name: Of the stage; its state is kept in `work`/name.pt.
         loss: Takes a CPU generator, seeded by the step, from which it must draw everything random.
+        make_optimizer: Takes the modules and `lr`.
     """
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = make_optimizer(modules, lr)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(200, steps // 10), steps)
     average = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
     parts = {"modules": modules, "optimizer": optimizer, "schedule": schedule, "average": average}
