@@ -146,7 +146,7 @@ class SDXLDiffDiffBlocks(DocumentedSequentialBlocks):
 
 
 class SDXLDiffDiffAutoBlocks(DocumentedSequentialBlocks):
-    """The same with ControlNet and IP-Adapter: `DIFFDIFF_AUTO_BLOCKS`, with `check_inputs` in front."""
+    """Differential diffusion with SDXL, ControlNet and IP-Adapter: `DIFFDIFF_AUTO_BLOCKS` behind `check_inputs`."""
 
     upstream = StableDiffusionXLAutoBlocks  # of the same checkpoints
     block_classes = [SDXLDiffDiffAutoCheckInputsStep, *DIFFDIFF_AUTO_BLOCKS.values()]
