@@ -10,11 +10,10 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from diffusers import StableDiffusionXLAutoBlocks
+from diffusers.modular_pipelines import ModularPipelineBlocks
 
 import modular_diffdiff
-from modular_diffdiff import DiffDiffAutoBlocks, FamilyDiffDiffAutoBlocks, SDXLDiffDiffAutoBlocks, mellon
-from modular_diffdiff.blocks.diffdiff_docs import DocumentedSequentialBlocks
+from modular_diffdiff import DiffDiffAutoBlocks, DiffDiffSequentialBlocks, FamilyDiffDiffAutoBlocks, mellon
 from modular_diffdiff.cards import inputs_table, outputs_table, table
 from modular_diffdiff.catalog import FAMILIES
 from modular_diffdiff.publishing import BLOCKS_REPO, PACKAGE
@@ -22,6 +21,7 @@ from tests import families as families_table
 
 
 PIPELINES = ["SDXLDiffDiffBlocks", *(family.blocks for family in FAMILIES.values())]
+BASES = (DiffDiffAutoBlocks, FamilyDiffDiffAutoBlocks, DiffDiffSequentialBlocks)  # others are made of them
 FAMILIES_PAGE = Path(__file__).parent / "families.md"
 API, CARD = Path(__file__).parent / "api.md", PACKAGE / "model_card.md"
 MELLON = PACKAGE / "mellon_pipeline_config.json"
@@ -41,7 +41,7 @@ def _describe_pipeline(public: type) -> list[str]:
     blocks = public()
     steps = "\n".join(f"- `{step}`: `{type(block).__name__}`" for step, block in blocks.sub_blocks.items())
     workflows = ", ".join(f"`{name}`" for name in blocks.available_workflows)
-    if not isinstance(blocks, DocumentedSequentialBlocks):
+    if not isinstance(blocks, DiffDiffSequentialBlocks):
         return [inspect.getdoc(public), f"Workflows: {workflows}. The card of its repository lists its inputs."]
     return [inspect.getdoc(public), steps, f"Workflows: {workflows}. All inputs:", inputs_table(blocks)]
 
@@ -61,7 +61,7 @@ def _describe(name: str) -> str:
         parts = [f"`{name}({', '.join(signature.parameters)})`", f"```\n{inspect.getdoc(public)}\n```"]
     elif name in PIPELINES:
         parts = _describe_pipeline(public)
-    elif public in (DiffDiffAutoBlocks, FamilyDiffDiffAutoBlocks):
+    elif public in BASES or not issubclass(public, ModularPipelineBlocks):
         parts = [f"```\n{inspect.getdoc(public)}\n```"]
     else:
         parts = _describe_block(public)
@@ -86,14 +86,15 @@ def _fill(path: Path, tables: dict[str, str]) -> str:
 
 def render_card() -> str:
     """The model card, with the inputs as they are."""
-    return _fill(CARD, {"inputs": inputs_table(SDXLDiffDiffAutoBlocks())})
+    return _fill(CARD, {"inputs": inputs_table(FAMILIES["sdxl"].blocks_class().sub_blocks["diffdiff"])})
 
 
 def render_mellon() -> str:
-    return mellon.build_config(SDXLDiffDiffAutoBlocks(), FAMILIES["sdxl"].title, BLOCKS_REPO).to_json_string()
+    sdxl = FAMILIES["sdxl"]
+    return mellon.build_config(sdxl.blocks_class(), sdxl.title, BLOCKS_REPO).to_json_string()
 
 
-EMBEDDED = {"z-image": "embedded: `still-life-flow`"}
+EMBEDDED = {"sdxl": "embedded: `still-life`", "z-image": "embedded: `still-life-flow`"}
 
 
 def _kind(family) -> str:
@@ -103,19 +104,7 @@ def _kind(family) -> str:
 def render_families() -> str:
     """The table of families: what the tests' rows say, and what those tests hold of them."""
     ours = {family.blocks_class.upstream: family for family in FAMILIES.values()}
-    sdxl = ours[StableDiffusionXLAutoBlocks]
-    rows = [
-        (
-            f"{sdxl.title}",
-            f"`{sdxl.blocks}`",
-            "image-to-image",
-            "ε, v, x0",
-            "grid",
-            "guider",
-            f"`{sdxl.model}`; embedded: `still-life`",
-        )
-    ]
-    laws = []
+    rows, laws = [], []
     for row in families_table.FAMILIES.values():
         family = ours[row.upstream]
         rows.append(
@@ -123,7 +112,7 @@ def render_families() -> str:
                 family.title,
                 f"`{family.blocks}`",
                 _kind(row),
-                "flow",
+                "ε, v, x0" if row.name == "sdxl" else "flow",
                 row.layout,
                 "guider" if row.guided else "distilled",
                 "; ".join(filter(None, [family.model and f"`{family.model}`", EMBEDDED.get(row.name)])),

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from diffusers.modular_pipelines import ModularPipelineBlocks
 
-from .catalog import Family
-from .publishing import OWNER, PACKAGE
+from .catalog import OWNER, PACKAGE, Family
 
 
 # Of the folder of pictures, what every family's card shows.

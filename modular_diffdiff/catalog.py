@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
+
+
+PACKAGE = Path(__file__).parent
+# Where the documents say that the repos are; a card names the one that it is published as.
+OWNER = "modular-diffdiff"
 
 
 @dataclass(frozen=True)

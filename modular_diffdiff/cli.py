@@ -42,10 +42,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Ends the command with a line on stderr: with 2 for the user's mistakes, with 1 for the machine's refusals."""
+    """Ends the command with a line on stderr: with 2 for the user's mistakes, with 1 for what failed on the way.
+
+    What nobody foresaw keeps its traceback.
+    """
     try:
         yield
-    except (loading.UserError, OSError) as error:
+    except (loading.UserError, OSError, FloatingPointError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2 if isinstance(error, loading.UserError) else 1) from error
 

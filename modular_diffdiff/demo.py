@@ -11,7 +11,7 @@ import torch
 from PIL import ImageDraw, ImageFont
 
 from . import loading
-from .still_life import GUIDANCE_SCALE, controls
+from .still_life import EDGES, GUIDANCE_SCALE
 from .still_life.scene import SIZE, Scene, render
 
 
@@ -107,7 +107,7 @@ def plan_steered() -> list[Steered]:
         ),
         Steered(
             "a blue bottle on a striped background",
-            controls.outline(Scene("bottle", "blue", "plain", light=0.3)),
+            PIL.Image.open(EDGES).convert("RGB"),
             "edges",
             "control_image",
             {"controlnet": loading.EMBEDDED},

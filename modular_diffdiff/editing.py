@@ -197,13 +197,13 @@ def check_pictures(pictures: Pictures, edit: Edit) -> None:
     Raises:
         UserError: With the block's message.
     """
-    from .blocks import diffdiff_checks, diffdiff_map
+    from .blocks import diffdiff_checks, diffdiff_map, diffdiff_refusals
 
     try:
         lays_over = edit.overlay or edit.crop is not None
         diffdiff_checks.image_geometry(pictures.image.pixels, transparent=lays_over)
         diffdiff_map.load_maps(pictures.map.pixels)
-    except ValueError as error:
+    except diffdiff_refusals.BadInputError as error:
         raise UserError(str(error)) from error
 
 
@@ -228,8 +228,11 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
 
     Raises:
         UserError: If a block refuses an input, with the block's message.
+        FloatingPointError: If the model answers with NaN or infinity.
     """
     import torch
+
+    from .blocks import diffdiff_refusals
 
     steering = {}
     if edit.negative_prompt is not None:
@@ -259,7 +262,7 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
             output="images",
             **steering,
         )[0]
-    except ValueError as error:
+    except diffdiff_refusals.BadInputError as error:
         raise UserError(str(error)) from error
 
 

@@ -5,39 +5,23 @@ from .blocks.diffdiff_versions import NEEDED
 
 # isort: split
 
-from diffusers import (
-    AnimaAutoBlocks,
-    Flux2AutoBlocks,
-    Flux2KleinAutoBlocks,
-    Flux2KleinBaseAutoBlocks,
-    Flux3AutoBlocks,
-    Flux3DistilledAutoBlocks,
-    FluxAutoBlocks,
-    FluxKontextAutoBlocks,
-    QwenImage21AutoBlocks,
-    QwenImage21TurboAutoBlocks,
-    QwenImageAutoBlocks,
-    QwenImageEditAutoBlocks,
-    QwenImageEditPlusAutoBlocks,
-    StableDiffusion3AutoBlocks,
-    ZImageAutoBlocks,
-)
+import diffusers
 
 # The loader copies only the modules that are named here, so every one of `blocks/` is.
+from .blocks.diffdiff_block import DiffDiffBlock, FamilyTraits
 from .blocks.diffdiff_checks import check_count
-from .blocks.diffdiff_docs import DocumentedSequentialBlocks
-from .blocks.diffdiff_family import FamilyDiffDiffAutoBlocks, add_diffdiff
+from .blocks.diffdiff_docs import INPUTS
+from .blocks.diffdiff_family import FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_fit import DiffDiffFitStep
-from .blocks.diffdiff_flux_kontext import FluxKontextDiffDiffSetResolutionStep
 from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
 from .blocks.diffdiff_map import load_maps
-from .blocks.diffdiff_mellon import WIDGETS
-from .blocks.diffdiff_pixels import DiffDiffOverlayStep
+from .blocks.diffdiff_overlay import DiffDiffOverlayStep
+from .blocks.diffdiff_pixels import lay_over
+from .blocks.diffdiff_placement import Placement
 from .blocks.diffdiff_prepare import DiffDiffPrepareStep
+from .blocks.diffdiff_refusals import BadInputError
 from .blocks.diffdiff_saving import save_code
-from .blocks.diffdiff_sdxl import SDXLDiffDiffPrepareLatentsStep
-from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffCheckInputsStep
 from .blocks.diffdiff_trajectory import noise_levels
 
 
@@ -47,32 +31,32 @@ from .blocks.diffdiff_trajectory import noise_levels
 class SD3DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Stable Diffusion 3; without a map, upstream's text-to-image and image-to-image."""
 
-    upstream = StableDiffusion3AutoBlocks
+    upstream = diffusers.StableDiffusion3AutoBlocks
 
 
 class FluxDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Flux; without a map, upstream's text-to-image and image-to-image."""
 
-    upstream = FluxAutoBlocks
+    upstream = diffusers.FluxAutoBlocks
 
 
 class QwenImageDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image and its ControlNet; without a map, all of upstream's workflows."""
 
-    upstream = QwenImageAutoBlocks
-    fit = {"no_negative": ""}
+    upstream = diffusers.QwenImageAutoBlocks
+    family = FamilyTraits(no_negative="")
 
 
 class ZImageDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Z-Image; without a map, upstream's text-to-image and image-to-image."""
 
-    upstream = ZImageAutoBlocks
+    upstream = diffusers.ZImageAutoBlocks
 
 
 class AnimaDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Anima; without a map, upstream's text-to-image and image-to-image."""
 
-    upstream = AnimaAutoBlocks
+    upstream = diffusers.AnimaAutoBlocks
 
 
 # Edit models: what the map keeps is the input image, the rest is what the model makes of it.
@@ -81,72 +65,71 @@ class AnimaDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
 class FluxKontextDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Flux Kontext: a local edit, of up to a million pixels. The output has the size of the encoded image."""
 
-    upstream = FluxKontextAutoBlocks
-    fit = {"overrides": {"_auto_resize": False}, "largest_area": 1024 * 1024}
-
-    def __init__(self):
-        super().__init__()
-        conditioned = self.sub_blocks["diffdiff"].sub_blocks["denoise"].sub_blocks["input"].sub_blocks
-        conditioned["image_conditioned"].sub_blocks["set_resolution"] = FluxKontextDiffDiffSetResolutionStep()
+    upstream = diffusers.FluxKontextAutoBlocks
+    family = FamilyTraits(sized=True, area="max_area", largest_area=1024 * 1024, fixed={"_auto_resize": False})
 
 
 class QwenImageEditDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image-Edit: a local edit."""
 
-    upstream = QwenImageEditAutoBlocks
-    fit = {"no_negative": " "}
+    upstream = diffusers.QwenImageEditAutoBlocks
+    family = FamilyTraits(no_negative=" ", pictures_only=True)
 
 
 class QwenImageEditPlusDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image-Edit-Plus and one reference: a local edit."""
 
-    upstream = QwenImageEditPlusAutoBlocks
-    arguments = {"references": True}
+    upstream = diffusers.QwenImageEditPlusAutoBlocks
+    family = FamilyTraits(references=True, pictures_only=True)
 
 
 class QwenImage21DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image 2.1 and one reference: a local edit."""
 
-    upstream = QwenImage21AutoBlocks
-    arguments = {"references": True}
+    upstream = diffusers.QwenImage21AutoBlocks
+    family = FamilyTraits(references=True, pictures_only=True)
 
 
 class QwenImage21TurboDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image 2.1 Turbo and one reference: a local edit."""
 
-    upstream = QwenImage21TurboAutoBlocks
-    arguments = {"references": True}
+    upstream = diffusers.QwenImage21TurboAutoBlocks
+    family = FamilyTraits(references=True, pictures_only=True)
 
 
 class Flux2DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Flux 2 and one reference: a local edit, of up to a million pixels."""
 
-    upstream = Flux2AutoBlocks
-    arguments = {"references": True}
-    fit = {"least_side": 64, "largest_area": 1024 * 1024}
+    upstream = diffusers.Flux2AutoBlocks
+    family = FamilyTraits(references=True, least_side=64, largest_area=1024 * 1024)
 
 
 class Flux2KleinDiffDiffAutoBlocks(Flux2DiffDiffAutoBlocks):
     """With Flux 2 Klein and one reference: a local edit, of up to a million pixels."""
 
-    upstream = Flux2KleinAutoBlocks
+    upstream = diffusers.Flux2KleinAutoBlocks
 
 
 class Flux2KleinBaseDiffDiffAutoBlocks(Flux2DiffDiffAutoBlocks):
     """With Flux 2 Klein Base and one reference: a local edit, of up to a million pixels."""
 
-    upstream = Flux2KleinBaseAutoBlocks
+    upstream = diffusers.Flux2KleinBaseAutoBlocks
 
 
 class Flux3DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Flux 3 and one reference: a local edit, of up to four million pixels."""
 
-    upstream = Flux3AutoBlocks
-    arguments = {"references": True, "original": "image_cond_latents"}
-    fit = {"least_side": 64, "largest_area": 4 * 1024 * 1024}
+    upstream = diffusers.Flux3AutoBlocks
+    family = FamilyTraits(
+        original="image_cond_latents",
+        references=True,
+        pictures_only=True,
+        least_side=64,
+        largest_area=4 * 1024 * 1024,
+    )
 
 
 class Flux3DistilledDiffDiffAutoBlocks(Flux3DiffDiffAutoBlocks):
     """With Flux 3 Distilled and one reference: a local edit, of up to four million pixels."""
 
-    upstream = Flux3DistilledAutoBlocks
+    upstream = diffusers.Flux3DistilledAutoBlocks

@@ -5,75 +5,60 @@ from .blocks.diffdiff_versions import NEEDED
 
 # isort: split
 
-from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
-from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import (
-    StableDiffusionXLImg2ImgPrepareAdditionalConditioningStep,
-    StableDiffusionXLImg2ImgPrepareLatentsStep,
-    StableDiffusionXLImg2ImgSetTimestepsStep,
-    StableDiffusionXLInputStep,
-    StableDiffusionXLPrepareAdditionalConditioningStep,
-    StableDiffusionXLPrepareLatentsStep,
-    StableDiffusionXLSetTimestepsStep,
-)
-from diffusers.modular_pipelines.stable_diffusion_xl.decoders import StableDiffusionXLDecodeStep
-from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
-from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
-    StableDiffusionXLTextEncoderStep,
-    StableDiffusionXLVaeEncoderStep,
-)
-from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
-    StableDiffusionXLAutoBlocks,
-    StableDiffusionXLAutoControlNetInputStep,
-    StableDiffusionXLAutoIPAdapterStep,
-)
+from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict, format_workflow
+from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise, decoders, denoise, encoders
+from diffusers.modular_pipelines.stable_diffusion_xl import modular_blocks_stable_diffusion_xl as automatic
 
 # The loader copies only the modules that are named here, so every one of `blocks/` is.
+from .blocks.diffdiff_block import DiffDiffBlock
 from .blocks.diffdiff_checks import check_count
-from .blocks.diffdiff_docs import DocumentedSequentialBlocks
-from .blocks.diffdiff_family import add_diffdiff
-from .blocks.diffdiff_fit import DiffDiffFitStep
-from .blocks.diffdiff_flux_kontext import FluxKontextDiffDiffSetResolutionStep
+from .blocks.diffdiff_docs import INPUTS
+from .blocks.diffdiff_family import DiffDiffSequentialBlocks, FamilyDiffDiffAutoBlocks
+from .blocks.diffdiff_fit import DiffDiffAutoFitControlStep
 from .blocks.diffdiff_layout import in_loop_form
-from .blocks.diffdiff_loop import DiffDiffRestoreStep, DiffDiffSkipFrozenStep
+from .blocks.diffdiff_loop import DiffDiffRestoreStep
 from .blocks.diffdiff_map import load_maps
-from .blocks.diffdiff_mellon import WIDGETS
-from .blocks.diffdiff_pixels import DiffDiffCropStep, DiffDiffCropToChangeStep, DiffDiffOverlayStep
-from .blocks.diffdiff_prepare import DiffDiffPrepareStep
+from .blocks.diffdiff_overlay import DiffDiffCropStep, DiffDiffOverlayStep
+from .blocks.diffdiff_pixels import lay_over
+from .blocks.diffdiff_placement import DiffDiffCropToChangeStep, DiffDiffReadMapStep
+from .blocks.diffdiff_prepare import DiffDiffSkipFrozenStep
+from .blocks.diffdiff_refusals import BadInputError
 from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_sdxl import (
+    TRAITS,
     SDXLDiffDiffAutoDenoiseStep,
     SDXLDiffDiffControlNetDenoiseLoop,
     SDXLDiffDiffDenoiseLoop,
+    SDXLDiffDiffFitStep,
     SDXLDiffDiffInputStep,
     SDXLDiffDiffPrepareLatentsStep,
     SDXLDiffDiffSetTimestepsStep,
-    SDXLDiffDiffVaeEncoderStep,
 )
-from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffAutoCheckInputsStep, SDXLDiffDiffCheckInputsStep
+from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffCheckInputsStep
 from .blocks.diffdiff_trajectory import noise_levels
 
 
 TEXT2IMAGE_BLOCKS = InsertableDict(
     [
-        ("text_encoder", StableDiffusionXLTextEncoderStep),
-        ("input", StableDiffusionXLInputStep),
-        ("set_timesteps", StableDiffusionXLSetTimestepsStep),
-        ("prepare_latents", StableDiffusionXLPrepareLatentsStep),
-        ("prepare_add_cond", StableDiffusionXLPrepareAdditionalConditioningStep),
-        ("denoise", StableDiffusionXLDenoiseStep),
-        ("decode", StableDiffusionXLDecodeStep),
+        ("text_encoder", encoders.StableDiffusionXLTextEncoderStep),
+        ("input", before_denoise.StableDiffusionXLInputStep),
+        ("set_timesteps", before_denoise.StableDiffusionXLSetTimestepsStep),
+        ("prepare_latents", before_denoise.StableDiffusionXLPrepareLatentsStep),
+        ("prepare_add_cond", before_denoise.StableDiffusionXLPrepareAdditionalConditioningStep),
+        ("denoise", denoise.StableDiffusionXLDenoiseStep),
+        ("decode", decoders.StableDiffusionXLDecodeStep),
     ]
 )
 IMAGE2IMAGE_BLOCKS = InsertableDict(
     [
-        ("text_encoder", StableDiffusionXLTextEncoderStep),
-        ("image_encoder", StableDiffusionXLVaeEncoderStep),
-        ("input", StableDiffusionXLInputStep),
-        ("set_timesteps", StableDiffusionXLImg2ImgSetTimestepsStep),
-        ("prepare_latents", StableDiffusionXLImg2ImgPrepareLatentsStep),
-        ("prepare_add_cond", StableDiffusionXLImg2ImgPrepareAdditionalConditioningStep),
-        ("denoise", StableDiffusionXLDenoiseStep),
-        ("decode", StableDiffusionXLDecodeStep),
+        ("text_encoder", encoders.StableDiffusionXLTextEncoderStep),
+        ("image_encoder", encoders.StableDiffusionXLVaeEncoderStep),
+        ("input", before_denoise.StableDiffusionXLInputStep),
+        ("set_timesteps", before_denoise.StableDiffusionXLImg2ImgSetTimestepsStep),
+        ("prepare_latents", before_denoise.StableDiffusionXLImg2ImgPrepareLatentsStep),
+        ("prepare_add_cond", before_denoise.StableDiffusionXLImg2ImgPrepareAdditionalConditioningStep),
+        ("denoise", denoise.StableDiffusionXLDenoiseStep),
+        ("decode", decoders.StableDiffusionXLDecodeStep),
     ]
 )
 
@@ -88,25 +73,28 @@ DIFFDIFF_BLOCKS = IMAGE2IMAGE_BLOCKS.copy()
 DIFFDIFF_BLOCKS["set_timesteps"] = SDXLDiffDiffSetTimestepsStep
 DIFFDIFF_BLOCKS["prepare_latents"] = SDXLDiffDiffPrepareLatentsStep
 DIFFDIFF_BLOCKS["denoise"] = SDXLDiffDiffDenoiseLoop
-# Batches of several prompts: what belongs to a prompt stays with it.
+# What belongs to a prompt stays with it, and the run starts where the map first releases something.
 DIFFDIFF_BLOCKS["input"] = SDXLDiffDiffInputStep
-# Any size: padded before encoding, cropped after decoding.
-DIFFDIFF_BLOCKS["image_encoder"] = SDXLDiffDiffVaeEncoderStep
-DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep
-# Nothing computed in vain: the run starts where the map first releases something.
 insert_before(DIFFDIFF_BLOCKS, "prepare_add_cond", "skip_frozen", DiffDiffSkipFrozenStep)
-# Pixels that are kept come back as they were; a large picture is cut to what changes.
-insert_before(DIFFDIFF_BLOCKS, "image_encoder", "crop_to_change", DiffDiffCropToChangeStep)
+# In front, as for every family: bad input is refused, the map read, and pictures of any size and number brought along.
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "check_inputs", SDXLDiffDiffCheckInputsStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "read_map", DiffDiffReadMapStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "crop_to_change", DiffDiffCropToChangeStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "fit", SDXLDiffDiffFitStep)
+# Behind, as for every family: pictures come back at their size, and pixels that are kept as they were.
+DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep
 DIFFDIFF_BLOCKS["overlay"] = DiffDiffOverlayStep
 
-
 DIFFDIFF_CONTROLNET_BLOCKS = DIFFDIFF_BLOCKS.copy()
-insert_before(DIFFDIFF_CONTROLNET_BLOCKS, "denoise", "controlnet_input", StableDiffusionXLAutoControlNetInputStep)
+insert_before(DIFFDIFF_CONTROLNET_BLOCKS, "text_encoder", "fit_control", DiffDiffAutoFitControlStep)
+insert_before(
+    DIFFDIFF_CONTROLNET_BLOCKS, "denoise", "controlnet_input", automatic.StableDiffusionXLAutoControlNetInputStep
+)
 DIFFDIFF_CONTROLNET_BLOCKS["denoise"] = SDXLDiffDiffControlNetDenoiseLoop
 
 # Whatever is given decides what runs: ControlNet with a control image, IP-Adapter with an image prompt.
 DIFFDIFF_AUTO_BLOCKS = DIFFDIFF_CONTROLNET_BLOCKS.copy()
-insert_before(DIFFDIFF_AUTO_BLOCKS, "text_encoder", "ip_adapter", StableDiffusionXLAutoIPAdapterStep)
+insert_before(DIFFDIFF_AUTO_BLOCKS, "text_encoder", "ip_adapter", automatic.StableDiffusionXLAutoIPAdapterStep)
 DIFFDIFF_AUTO_BLOCKS["denoise"] = SDXLDiffDiffAutoDenoiseStep
 
 
@@ -133,38 +121,28 @@ Example:
     )[0]"""
 
 
-class SDXLDiffDiffBlocks(DocumentedSequentialBlocks):
-    """Differential diffusion with SDXL: `DIFFDIFF_BLOCKS`, with `check_inputs` in front."""
+class SDXLDiffDiffBlocks(DiffDiffSequentialBlocks):
+    """Differential diffusion with SDXL: `DIFFDIFF_BLOCKS`. It takes a map always."""
 
-    block_classes = [SDXLDiffDiffCheckInputsStep, *DIFFDIFF_BLOCKS.values()]
-    block_names = ["check_inputs", *DIFFDIFF_BLOCKS]
+    block_classes = list(DIFFDIFF_BLOCKS.values())
+    block_names = list(DIFFDIFF_BLOCKS)
     _workflow_map = {"diffdiff": {"prompt": True, "image": True, "diffdiff_map": True}}
-
-    @property
-    def description(self) -> str:
-        return _METHOD + _EXAMPLE
+    description = _METHOD + _EXAMPLE
 
 
-class SDXLDiffDiffAutoBlocks(DocumentedSequentialBlocks):
-    """Differential diffusion with SDXL, ControlNet and IP-Adapter: `DIFFDIFF_AUTO_BLOCKS` behind `check_inputs`."""
+class SDXLDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
+    """With SDXL, ControlNet and IP-Adapter: `DIFFDIFF_AUTO_BLOCKS`; without a map, all of upstream's workflows."""
 
-    upstream = StableDiffusionXLAutoBlocks  # of the same checkpoints
-    block_classes = [SDXLDiffDiffAutoCheckInputsStep, *DIFFDIFF_AUTO_BLOCKS.values()]
-    block_names = ["check_inputs", *DIFFDIFF_AUTO_BLOCKS]
-    _workflow_map = {
-        f"{adapter}{control}diffdiff": dict.fromkeys((*images, *controls, "prompt", "image", "diffdiff_map"), True)
-        for adapter, images in {"": (), "ip_adapter_": ("ip_adapter_image",)}.items()
-        for control, controls in {
-            "": (),
-            "controlnet_": ("control_image",),
-            "controlnet_union_": ("control_image", "control_mode"),
-        }.items()
-    }
+    upstream = automatic.StableDiffusionXLAutoBlocks
+    family = TRAITS
+
+    def open(self, blocks: automatic.StableDiffusionXLAutoBlocks) -> DiffDiffSequentialBlocks:
+        return DiffDiffSequentialBlocks.of(DIFFDIFF_AUTO_BLOCKS, blocks.model_name)
 
     @property
     def description(self) -> str:
         return (
             f"{_METHOD}\nWith a `control_image` (and a `control_mode`, for a union) a ControlNet steers what changes, "
-            "with an `ip_adapter_image`\nan IP-Adapter does; the map decides how much of it shows where."
-            f"{_EXAMPLE}"
+            "with an `ip_adapter_image`\nan IP-Adapter does; the map decides how much of it shows where. Without a map "
+            f"these are diffusers' own blocks.{_EXAMPLE}\n\n{format_workflow(self._workflow_map)}"
         )

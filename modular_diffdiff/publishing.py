@@ -17,14 +17,11 @@ from fnmatch import fnmatch
 from importlib.metadata import distribution
 from pathlib import Path
 
-from .catalog import FAMILIES, Family
+from .catalog import FAMILIES, OWNER, PACKAGE, Family
 from .loading import UserError
 from .still_life import CHECKPOINT, COMPANIONS
 
 
-PACKAGE = Path(__file__).parent
-# Where the documents say that the repos are; a card names the one that it is published as.
-OWNER = "modular-diffdiff"
 BLOCKS_REPO, CHECKPOINT_REPO = f"{OWNER}/sdxl", f"{OWNER}/still-life"
 _DOCUMENTS = ("README.md", "LICENSE", ".gitattributes")
 _CODE = ("presets.py", "families.py")

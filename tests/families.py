@@ -15,6 +15,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     AutoencoderKLQwenImage21,
     CosmosTransformer3DModel,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     Flux3Transformer2DModel,
@@ -23,6 +24,7 @@ from diffusers import (
     QwenImageControlNetModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
+    UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
 from diffusers.models import AnimaTextConditioner
@@ -219,6 +221,36 @@ def flow(**config) -> FlowMatchEulerDiscreteScheduler:
 
 
 # Families
+
+
+def sdxl() -> dict[str, Any]:
+    tokenizer, encoder = clip(CLIPTextModelWithProjection)
+    return {
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer,
+        "text_encoder": clip(CLIPTextModel)[1],
+        "text_encoder_2": encoder,
+        "unet": UNet2DConditionModel(
+            sample_size=8,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            attention_head_dim=(2, 4),
+            norm_num_groups=8,
+            cross_attention_dim=2 * WIDTH,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        ),
+        "vae": image_autoencoder(scaling_factor=0.13025, force_upcast=False),
+        "scheduler": EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
+        ),
+    }
 
 
 def sd3() -> dict[str, Any]:
@@ -449,6 +481,7 @@ class Family:
         references: Whether a list of images is several references, and no batch.
         popped: Blocks that these tests do without.
         layout: Of the latents in its loop.
+        patch: Latent elements that an image's sides are multiples of.
         guided: Whether a guider steers it; others are distilled, or have their guidance from `guidance_scale`.
     """
 
@@ -461,6 +494,7 @@ class Family:
     guided: bool = True
     popped: tuple[str, ...] = ()
     layout: str = "tokens of 2 x 2"
+    patch: int = 2
 
     def blocks(self):
         """Upstream's blocks."""
@@ -478,6 +512,7 @@ SHORT = {"max_sequence_length": 16}
 FAMILIES = {
     family.name: family
     for family in (
+        Family("sdxl", diffusers.StableDiffusionXLAutoBlocks, sdxl, layout="grid", patch=1),
         Family("sd3", diffusers.StableDiffusion3AutoBlocks, sd3, layout="grid"),
         Family("flux", diffusers.FluxAutoBlocks, flux, inputs=SHORT, guided=False),
         Family("qwen", diffusers.QwenImageAutoBlocks, qwen),
@@ -581,6 +616,11 @@ def parts_of(name: str) -> dict[str, Any]:
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     return parts
+
+
+def denoiser_of(name: str) -> nn.Module:
+    """The model that a family's loop asks."""
+    return parts_of(name).get("transformer", parts_of(name).get("unet"))
 
 
 # All other families of the installed diffusers, and why they are not opened: what such blocks do.

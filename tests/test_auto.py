@@ -1,6 +1,7 @@
 """Automatic blocks: a given input decides what runs, and whatever upstream's SDXL takes works under a change map."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -58,7 +59,6 @@ WORKFLOWS = {
 }
 BASE = [
     "text_encoder",
-    "crop_to_change",
     "image_encoder",
     "input",
     "set_timesteps",
@@ -122,7 +122,8 @@ def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
     adapter, control = "ip_adapter_image" in given, "control_image" in given
     executed = blocks.get_execution_blocks(**dict.fromkeys((*given, "prompt", "image", "diffdiff_map"), True))
     assert [name.split(".")[0] for name in executed.sub_blocks] == [
-        "check_inputs",
+        *("check_inputs", "read_map", "crop_to_change", "fit"),
+        *(["fit_control"] if control else []),
         *(["ip_adapter"] if adapter else []),
         *BASE,
         *(["controlnet_input"] if control else []),
@@ -139,11 +140,12 @@ def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
 
 
 def test_the_workflows_are_these():
-    assert SDXLDiffDiffAutoBlocks().available_workflows == list(WORKFLOWS)
+    upstreams = StableDiffusionXLAutoBlocks().available_workflows
+    assert set(SDXLDiffDiffAutoBlocks().available_workflows) == {*WORKFLOWS, *upstreams}
     doc = SDXLDiffDiffAutoBlocks().doc
     for workflow, inputs in WORKFLOWS.items():
-        needed = ", ".join(f"`{name}`" for name in (*inputs, "prompt", "image", "diffdiff_map"))
-        assert f"`{workflow}`: requires {needed}" in doc
+        (line,) = [line for line in doc.splitlines() if f"`{workflow}`: requires" in line]
+        assert {*re.findall(r"`(\w+)`", line)} == {workflow, *inputs, "prompt", "image", "diffdiff_map"}
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
@@ -468,8 +470,8 @@ class MapFromBrightness(ModularPipelineBlocks):
 
 
 def test_a_users_block_in_front_makes_the_map(parts):
-    blocks = SDXLDiffDiffAutoBlocks()
-    blocks.sub_blocks.insert("map_from_brightness", MapFromBrightness(), 0)
+    named = {"map_from_brightness": MapFromBrightness, "edit": SDXLDiffDiffAutoBlocks}
+    blocks = SequentialPipelineBlocks.from_blocks_dict(named)
     doc = blocks.doc
     assert "threshold (`int`, *optional*, defaults to 128)" in doc
     assert "diffdiff_map" not in {param.name for param in blocks.inputs}  # it is made, no longer asked for
@@ -501,7 +503,7 @@ class Expander(ModularPipelineBlocks):
 
 
 def test_a_users_block_goes_in_by_name_before_another(parts):
-    blocks = SDXLDiffDiffAutoBlocks()
+    blocks = SDXLDiffDiffAutoBlocks().get_workflow("diffdiff")
     blocks.sub_blocks.insert("expander", Expander(), list(blocks.sub_blocks).index("text_encoder"))
     state = run(build(blocks, parts))
     assert torch.equal(state.latents, run(automatic(parts), prompt="a green pear, high quality").latents)
@@ -533,7 +535,7 @@ class PromptWeigher(StableDiffusionXLTextEncoderStep):
 
 
 def test_a_users_block_goes_in_after_the_others(parts):
-    blocks = SDXLDiffDiffAutoBlocks()
+    blocks = SDXLDiffDiffAutoBlocks().get_workflow("diffdiff")
     blocks.sub_blocks["inverter"] = Inverter()
     assert "Their negatives." in blocks.doc
     state = run(build(blocks, parts), output_type="pt")
@@ -542,17 +544,17 @@ def test_a_users_block_goes_in_after_the_others(parts):
 
 def test_a_users_block_takes_an_encoders_place(parts):
     blocks = SDXLDiffDiffAutoBlocks()
-    blocks.sub_blocks["text_encoder"] = PromptWeigher()
+    blocks.sub_blocks["diffdiff"].sub_blocks["text_encoder"] = PromptWeigher()
     assert_edited(run(build(blocks, parts)), run(automatic(parts)))
 
 
 def test_the_pipelines_blocks_are_a_copy(parts):
     blocks = SDXLDiffDiffAutoBlocks()
     pipe = build(blocks, parts)
-    blocks.sub_blocks.pop("crop")
-    pipe.blocks.sub_blocks.pop("decode")
-    assert {"crop", "decode"} <= set(pipe.blocks.sub_blocks)
-    assert "crop" in SDXLDiffDiffAutoBlocks().sub_blocks
+    blocks.sub_blocks["diffdiff"].sub_blocks.pop("crop")
+    pipe.blocks.sub_blocks["diffdiff"].sub_blocks.pop("decode")
+    assert {"crop", "decode"} <= set(pipe.blocks.sub_blocks["diffdiff"].sub_blocks)
+    assert "crop" in SDXLDiffDiffAutoBlocks().sub_blocks["diffdiff"].sub_blocks
 
 
 def test_our_blocks_go_into_upstreams_image_to_image(parts):
@@ -622,7 +624,7 @@ def test_our_loop_goes_into_upstreams_automatic_blocks(parts, controlnet):
         (
             "both",
             {"control_image": [picture()] * 2, "controlnet_conditioning_scale": [1.0]},
-            r"`controlnet_conditioning_scale` is \[1.0\]; it takes a number, or 2: one for each ControlNet",
+            r"`controlnet_conditioning_scale` is \[1.0\]; it takes a float, or 2 numbers: one for each ControlNet",
         ),
     ],
 )

@@ -99,14 +99,18 @@ def test_required_is_what_a_run_cannot_do_without():
     assert required == {"prompt_embeds", "pooled_prompt_embeds", "image_latents", "diffdiff_map"}
 
 
-@pytest.mark.parametrize("blocks", [SDXLDiffDiffBlocks, SDXLDiffDiffAutoBlocks])
-def test_required_is_the_same_with_everything_automatic(blocks):
-    assert {param.name for param in blocks().inputs if param.required} == {"prompt", "image", "diffdiff_map"}
+@pytest.mark.parametrize("blocks", ["automatic", *(family.__name__ for family in FAMILIES)])
+def test_with_a_map_required_is_a_prompt_an_image_and_the_map(blocks):
+    assert set(BLOCKS[blocks]().get_workflow("diffdiff").required_inputs) == {"prompt", "image", "diffdiff_map"}
 
 
-@pytest.mark.parametrize("blocks", [SDXLDiffDiffBlocks, SDXLDiffDiffAutoBlocks])
+def test_without_a_map_required_is_what_text_to_image_needs():
+    assert SDXLDiffDiffAutoBlocks().required_inputs == ["prompt"]
+
+
+@pytest.mark.parametrize("blocks", ["plain", "workflow"])
 def test_defaults_are_those_that_a_run_takes(blocks):
-    blocks = blocks()
+    blocks = BLOCKS[blocks]()
     documented = {param.name: param.default for param in blocks.inputs if param.name}
     for block in blocks.sub_blocks.values():
         for param in block.inputs:
@@ -120,7 +124,7 @@ def test_no_sentence_is_left_over():
     for family in FAMILIES:
         for branch in family().sub_blocks.values():
             used |= {param.name for param in [*branch.inputs, *branch.intermediate_outputs]}
-    assert set(diffdiff_docs.INPUTS) | set(diffdiff_docs.OUTPUTS) | set(diffdiff_docs.FAMILY_SENTENCES) <= used
+    assert set(diffdiff_docs.INPUTS) | set(diffdiff_docs.OUTPUTS) <= used
 
 
 def test_the_inputs_of_somebody_elses_block_keep_their_words():

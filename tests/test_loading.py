@@ -1,5 +1,6 @@
 """The repo as the Hub's loader sees it: fresh processes, fresh module caches, no network."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -101,12 +102,25 @@ def test_the_clones_root_points_into_the_package(name):
     assert link.resolve() == (PACKAGE / name).resolve()
 
 
-@pytest.mark.parametrize("entry", ["presets.py", "families.py"])
-def test_an_entry_module_names_every_module_of_blocks(entry):
-    """The loader of local folders copies no others."""
-    text = (PACKAGE / entry).read_text()
-    for module in (PACKAGE / "blocks").glob("diffdiff_*.py"):
-        assert f"from .blocks.{module.stem} import" in text
+SDXL_MODULES = {"diffdiff_sdxl", "diffdiff_sdxl_checks"}
+SIBLINGS = re.compile(r"^from \. import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
+
+
+def imported_by(module: str) -> set[str]:
+    """The siblings that a module of `blocks/` imports, and those that they import."""
+    lists = SIBLINGS.findall((PACKAGE / "blocks" / f"{module}.py").read_text())
+    own = {name.strip() for pair in lists for part in pair for name in part.split(",") if name.strip()}
+    return own.union(*map(imported_by, own))
+
+
+@pytest.mark.parametrize(
+    ("entry", "strangers"), [("presets.py", {"diffdiff_flux_kontext"}), ("families.py", SDXL_MODULES)]
+)
+def test_an_entry_module_names_the_modules_that_it_needs_and_no_others(entry, strangers):
+    """The loader of local folders copies what is named; who reads the repo before trusting it reads what runs."""
+    named = set(re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE))
+    assert set().union(*map(imported_by, named)) <= named
+    assert {path.stem for path in (PACKAGE / "blocks").glob("diffdiff_*.py")} - named == strangers
 
 
 @pytest.mark.parametrize("module", ["modular_diffdiff", "presets"])

@@ -17,12 +17,12 @@ from PIL import Image
 
 from modular_diffdiff.blocks.diffdiff_map import (
     average_over_grid,
-    keep_from_maps,
+    keep_on_grid,
     load_maps,
+    read_maps,
     release_by_step,
     release_by_timestep,
     resize_map,
-    turn_down,
     warn_of_stretching,
 )
 
@@ -135,7 +135,7 @@ def transparent() -> Image.Image:
         (torch.zeros(3, 4, 4), r"shape \(3, 4, 4\)"),
         (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\)"),
         (torch.tensor([[0.0, -0.1]]), "from -0.1 to 0"),
-        (torch.tensor([[0.0, float("nan")]]), "NaN"),
+        (torch.tensor([[0.0, float("nan")]]), "must be numbers in"),
         (torch.tensor([[0.0, float("inf")]]), "to inf"),
         (transparent(), "transparent in places"),
         (np.zeros((4, 4, 4), np.uint8), "transparent in places"),
@@ -219,14 +219,14 @@ def test_a_padded_canvas_is_averaged_over_the_pixels_that_there_are(values, rows
 def test_a_constant_map_stays_constant_at_any_size(size, value):
     height, width = size
     rows, columns = grid = cells_of(size, 8)
-    keep = keep_from_maps([torch.full((1, 1, 2 * height, 2 * width), value)], size, grid, (8 * rows, 8 * columns))
+    keep = keep_on_grid([torch.full((1, 1, 2 * height, 2 * width), value)], size, grid, (8 * rows, 8 * columns))
     assert keep.shape == (1, 1, rows, columns)
     torch.testing.assert_close(keep, torch.full_like(keep, value), rtol=0, atol=1e-7)
 
 
 def test_inverting_swaps_the_roles():
-    values = torch.rand(1, 1, 16, 24)
-    kept, changed = (keep_from_maps([values], (16, 24), (2, 3), (16, 24), invert) for invert in (False, True))
+    values = torch.rand(16, 24)
+    (kept,), (changed,) = (read_maps(values, invert) for invert in (False, True))
     torch.testing.assert_close(kept + changed, torch.ones_like(kept))
 
 
@@ -268,10 +268,11 @@ def test_what_is_kept_whole_is_never_released_and_what_is_not_kept_is_free_from_
     assert release(torch.tensor([1.0, 0.0]), timesteps).tolist() == [3, 0]
 
 
-@given(keep=st.floats(0, 1), strength=st.floats(0, 1))
-def test_strength_turns_the_change_down(keep, strength):
-    turned = turn_down(torch.tensor(keep, dtype=torch.float64), strength).item()
-    assert 1 - turned == pytest.approx(strength * (1 - keep), abs=1e-12)
+@given(keep=st.floats(0, 1, width=32), strength=st.floats(0, 1), invert=st.booleans())
+def test_strength_turns_the_change_down_after_it_was_inverted(keep, strength, invert):
+    (turned,) = read_maps(torch.full((1, 1), keep), invert, strength)
+    change = keep if invert else 1 - keep
+    assert 1 - turned.item() == pytest.approx(strength * change, abs=1e-6)
 
 
 @pytest.mark.parametrize("num_steps", range(1, 41))

@@ -150,7 +150,7 @@ def test_every_socket_is_one_that_upstream_knows(name):
 
 
 def test_the_node_has_every_input_that_the_call_takes_and_its_components():
-    blocks = modular_diffdiff.SDXLDiffDiffAutoBlocks()
+    blocks = modular_diffdiff.SDXLDiffDiffAutoBlocks().sub_blocks["diffdiff"]
     taken = {param.name for param in blocks.inputs if param.name} - {"guidance_scale"}
     assert set(NODE["input_names"]) == taken
     assert set(NODE["model_input_names"]) == set(blocks.component_names)
@@ -160,7 +160,8 @@ def test_the_node_has_every_input_that_the_call_takes_and_its_components():
 
 
 def test_a_widget_starts_at_the_default_of_its_input():
-    defaults = {param.name: param.default for param in modular_diffdiff.SDXLDiffDiffAutoBlocks().inputs}
+    blocks = modular_diffdiff.SDXLDiffDiffAutoBlocks().sub_blocks["diffdiff"]
+    defaults = {param.name: param.default for param in blocks.inputs}
     for name, param in NODE["params"].items():
         if "default" in param or "value" in param:
             shown = param.get("default", param.get("value"))

@@ -9,7 +9,7 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 
-from modular_diffdiff.blocks.diffdiff_map import keep_from_maps, release_by_step
+from modular_diffdiff.blocks.diffdiff_map import keep_on_grid, release_by_step
 
 from .helpers import SDXL_BETAS, diffdiff, picture, relative, seeded
 
@@ -84,7 +84,7 @@ def test_the_oracles_release_steps_come_from_the_map(tiny):
         num_inference_steps=STEPS,
         generator=seeded(),
     )
-    keep = keep_from_maps([MAPS["many levels"][None, None]], (32, 32), (4, 4), (32, 32))
+    keep = keep_on_grid([MAPS["many levels"][None, None]], (32, 32), (4, 4), (32, 32))
     expected = release_by_step(keep, torch.arange(STEPS))
     assert torch.equal(state.release_steps, expected)
     assert len(expected.unique()) == 4

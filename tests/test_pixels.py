@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modular_diffdiff import SDXLDiffDiffAutoBlocks
+from modular_diffdiff import BadInputError, SDXLDiffDiffAutoBlocks
 from modular_diffdiff.blocks.diffdiff_pixels import box_around, lay_over, original_weights
 
 from .helpers import build, diffdiff, euler, picture, seeded
@@ -85,14 +85,14 @@ def test_the_seam_falls_with_the_distance_from_what_is_kept(data, feather):
     """The distance of a pixel, in king's moves, by brute force over all kept ones."""
     height, width = 9, 11
     flat = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=99, max_size=99))
-    keep = torch.tensor(flat).reshape(1, 1, height, width)
-    weights = original_weights(keep, feather)
-    kept = (keep[0, 0] == 1).nonzero().tolist()
+    keep = torch.tensor(flat).reshape(height, width)
+    weights = original_weights(keep, keep == 1, feather)
+    kept = (keep == 1).nonzero().tolist()
     for row in range(height):
         for column in range(width):
             moves = min((max(abs(row - r), abs(column - c)) for r, c in kept), default=99)
             # what is kept in part has its share of the original from the latents
-            expected = 0.0 if keep[0, 0, row, column] == 0.5 else max(0.0, 1 - moves / (feather + 1))
+            expected = 0.0 if keep[row, column] == 0.5 else max(0.0, 1 - moves / (feather + 1))
             assert weights[row, column].item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -197,9 +197,9 @@ def test_every_output_of_a_batch_gets_its_own_original_and_map_back(tiny, crop):
 def test_only_the_box_is_run_and_all_else_is_as_it_was(tiny):
     image, box = picture(120, 160), (70, 30, 90, 47)
     state = run(diffdiff(tiny), image=image, diffdiff_map=spot(120, 160, box), padding_map_crop=5)
-    assert state.crops_coords == (65, 25, 97, 57)  # whole cells
+    assert state.placement.box == (65, 25, 97, 57)  # whole cells
     assert state.latents.shape[-2:] == (4, 4)
-    assert state.image is image
+    assert state.placement.originals == [image]
     result, original = as_file(state.images[0]), as_file(image)
     outside = spot(120, 160, box) == 1
     np.testing.assert_array_equal(result[outside], original[outside])
@@ -222,7 +222,7 @@ def test_height_and_width_are_those_that_the_box_is_edited_at(tiny):
     assert state.latents.shape[-2:] == (8, 8)
     mask = Image.fromarray(((1 - keep) * 255).astype(np.uint8))
     expected = VaeImageProcessor(vae_scale_factor=8).get_crop_region(mask, 64, 64, pad=2)
-    assert tuple(state.crops_coords) == tuple(expected)
+    assert tuple(state.placement.box) == tuple(expected)
     np.testing.assert_array_equal(as_file(state.images[0])[keep == 1], as_file(image)[keep == 1])
 
 
@@ -234,7 +234,7 @@ def test_a_control_image_is_cut_along(tiny, controlnet, box, outer):
     image, control = picture(120, 160), picture(120, 160, seed=5)
     keep = spot(120, 160, box)
     cropped = run(pipe, image=image, diffdiff_map=keep, control_image=control, padding_map_crop=8)
-    assert cropped.crops_coords == outer
+    assert cropped.placement.box == outer
     left, top, right, bottom = outer
     alone = run(
         pipe,
@@ -246,15 +246,14 @@ def test_a_control_image_is_cut_along(tiny, controlnet, box, outer):
     np.testing.assert_array_equal(as_file(cropped.images[0].crop(outer)), as_file(alone.images[0]))
 
 
-@pytest.mark.parametrize("control", [picture(60, 80, seed=5), np.zeros((120, 160, 3), np.float32)])
-def test_a_control_image_that_cannot_be_cut_along_is_refused(tiny, controlnet, control):
+def test_a_control_image_that_cannot_be_cut_along_is_refused(tiny, controlnet):
     pipe = build(SDXLDiffDiffAutoBlocks(), tiny | {"controlnet": controlnet})
-    with pytest.raises(ValueError, match=r"`control_image` is .*PIL images of the image's size \(160, 120\)"):
+    with pytest.raises(BadInputError, match=r"`control_image` is .*80 x 60 pixels.*; it takes the image's 160 x 120"):
         run(
             pipe,
             image=picture(120, 160),
             diffdiff_map=spot(120, 160, (64, 32, 96, 64)),
-            control_image=control,
+            control_image=picture(60, 80, seed=5),
             padding_map_crop=8,
         )
 
@@ -272,11 +271,29 @@ def test_a_map_of_another_shape_is_announced_once_and_a_good_one_never(tiny, opt
 
 @pytest.mark.parametrize(
     ("popped", "asked"),
-    [("overlay", "overlay"), ("overlay", "padding_map_crop"), ("crop_to_change", "padding_map_crop")],
+    [
+        ("overlay", {"padding_map_crop": 8}),
+        ("crop_to_change", {"padding_map_crop": 8}),
+        ("crop_to_change", {"padding_map_crop": 8, "overlay": True}),
+    ],
 )
-def test_what_a_popped_block_would_do_is_refused(tiny, popped, asked):
-    with pytest.raises(ValueError, match=f"`{asked}` is given, but .* was popped"):
-        run(diffdiff(tiny, without=(popped,)), **{asked: True if asked == "overlay" else 8})
+def test_a_box_without_one_of_its_two_blocks_is_refused(tiny, popped, asked):
+    with pytest.raises(BadInputError, match=f"`padding_map_crop` is given, but `{popped}` was popped"):
+        run(diffdiff(tiny, without=(popped,)), **asked)
+
+
+@pytest.mark.parametrize(
+    ("popped", "gone"),
+    [
+        (("overlay",), {"overlay": True, "overlay_feather": 2}),
+        (("crop_to_change", "overlay"), {"padding_map_crop": 8}),
+    ],
+)
+def test_popped_blocks_take_their_inputs_along(tiny, popped, gone):
+    pipe = diffdiff(tiny, without=popped)
+    assert not set(gone) & set(pipe.blocks.input_names)
+    with pytest.warns(UserWarning, match="Unexpected input"):
+        run(pipe, **gone)
 
 
 def test_latents_of_the_whole_image_do_not_go_with_a_box_of_it(tiny):
@@ -305,7 +322,7 @@ def test_where_nothing_changes_the_image_comes_back_with_a_warning(tiny):
 def test_a_map_of_another_size_is_cut_where_it_lies_on_the_image(tiny):
     keep = spot(60, 80, (32, 16, 48, 32))
     state = run(diffdiff(tiny), image=picture(120, 160), diffdiff_map=keep, padding_map_crop=0)
-    assert state.crops_coords == (64, 32, 96, 64)
+    assert state.placement.box == (64, 32, 96, 64)
 
 
 def test_ten_edits_in_a_row_leave_every_other_pixel_as_it_was(tiny):

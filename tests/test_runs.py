@@ -16,7 +16,7 @@ from diffusers import (
 )
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 
-from modular_diffdiff import SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
+from modular_diffdiff import BadInputError, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
 
 from .conftest import tiny_unet
 from .helpers import SDXL_BETAS, build, diffdiff, euler, picture, relative, seeded
@@ -137,7 +137,7 @@ def test_base_and_refiner_are_one_run(tiny, scheduler_class, share):
         noise=base.noise,
     )
     assert len(base.timesteps) + len(refined.timesteps) == len(whole.timesteps)
-    assert len(base.timesteps) == base.num_inference_steps * scheduler_class(**SDXL_BETAS).order
+    assert len(base.timesteps) % scheduler_class(**SDXL_BETAS).order == 0
     assert relative(refined.latents, whole.latents) < 1e-5
 
 
@@ -147,7 +147,8 @@ def test_a_share_of_the_schedule_is_as_many_steps_with_every_order(tiny, schedul
     """Spaced alike, Heun and KDPM2 make as many steps of two evaluations as Euler and DDIM of one."""
     pipe = diffdiff(tiny, scheduler=scheduler_class(**SDXL_BETAS, timestep_spacing="trailing"), guidance_scale=1.0)
     black = torch.zeros(32, 32)
-    assert run(pipe, diffdiff_map=black, denoising_end=share).num_inference_steps == math.ceil(10 * share)
+    evaluations = len(run(pipe, diffdiff_map=black, denoising_end=share).timesteps)
+    assert math.ceil(evaluations / pipe.scheduler.order) == math.ceil(10 * share)
 
 
 def test_the_pixels_come_back_after_a_refiner_too(tiny):
@@ -238,7 +239,9 @@ def test_nan_from_the_model_is_reported_with_its_timestep(tiny, bad_call):
 
     unet.register_forward_hook(spoil)
     pipe = diffdiff(tiny | {"unet": unet}, guidance_scale=1.0, scheduler=euler())
-    with pytest.raises(ValueError, match=rf"evaluation {bad_call + 1} of 10.*no finite numbers") as caught:
+    with pytest.raises(
+        FloatingPointError, match=rf"evaluation {bad_call + 1} of 10, made latents that are not finite"
+    ) as caught:
         run(pipe, diffdiff_map=torch.zeros(32, 32))
     assert f"timestep {calls[bad_call]:g}" in str(caught.value)
 
@@ -248,7 +251,7 @@ def test_a_restore_block_in_a_loop_without_its_inputs_is_refused_by_name(tiny):
     blocks.sub_blocks.pop("prepare_latents")
     blocks.sub_blocks.pop("skip_frozen")
     with pytest.raises(
-        ValueError, match="needs `noise`, `release_steps`, `level_alphas`, `level_sigmas`, and no block"
+        BadInputError, match="needs `noise`, `release_steps`, `level_alphas`, `level_sigmas`, and no block"
     ):
         run(build(blocks, tiny))
 

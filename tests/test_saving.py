@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import modular_diffdiff
-from modular_diffdiff import SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
-from modular_diffdiff.blocks import diffdiff_docs
+from modular_diffdiff import DiffDiffSequentialBlocks, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
 from modular_diffdiff.still_life import CHECKPOINT, FLOW_CHECKPOINT
 
 from .clients import run_python
@@ -60,9 +59,9 @@ def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path,
     # and what was loaded as remote code is saved with its code too
     again = 'pipe.blocks.save_pretrained("again")'
     run_python("    import torch" + LOAD.format(folder="moved") + f"    {again}", None, tmp_path)
-    assert {path.name for path in (tmp_path / "again/blocks").iterdir()} == {
-        path.name for path in (PACKAGE / "blocks").glob("diffdiff_*.py")
-    }
+    entry = "families.py" if blocks.startswith("ZImage") else "presets.py"
+    named = re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE)
+    assert {path.stem for path in (tmp_path / "again/blocks").iterdir()} == set(named)
 
 
 def test_the_code_that_is_saved_is_the_package(tmp_path):
@@ -92,8 +91,8 @@ class MyBlocks(SDXLDiffDiffBlocks):
     ("blocks", "said"),
     [
         (without_restore, "these differ from `SDXLDiffDiffBlocks()`"),
-        (lambda: SDXLDiffDiffAutoBlocks().get_workflow("diffdiff"), "DocumentedSequentialBlocks is not one of"),
-        (lambda: diffdiff_docs.DocumentedSequentialBlocks.from_blocks_dict({}), "is not one of the pipelines"),
+        (lambda: SDXLDiffDiffAutoBlocks().get_workflow("diffdiff"), "DiffDiffSequentialBlocks is not one of"),
+        (lambda: DiffDiffSequentialBlocks.from_blocks_dict({}), "is not one of the pipelines"),
         (MyBlocks, "MyBlocks is not one of the pipelines"),
     ],
 )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,19 +15,21 @@ from diffusers.modular_pipelines import (
     SequentialPipelineBlocks,
 )
 from diffusers.modular_pipelines.modular_pipeline_utils import (
-    ComponentSpec,
     InputParam,
+    InsertableDict,
     OutputParam,
     combine_inputs,
     format_workflow,
 )
 
 from . import (
+    diffdiff_block,
+    diffdiff_checks,
     diffdiff_docs,
     diffdiff_fit,
-    diffdiff_layout,
     diffdiff_loop,
-    diffdiff_pixels,
+    diffdiff_overlay,
+    diffdiff_placement,
     diffdiff_prepare,
     diffdiff_saving,
 )
@@ -38,14 +37,14 @@ from . import (
 
 # What upstream calls a workflow that starts from an image, in a workflow's name.
 STARTS_FROM_IMAGE = re.compile("image2image|img2img|image_conditioned")
+TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+EMBEDDINGS = re.compile(r".*prompt_embeds(_mask)?")
+# What blocks pass on and never make up: whoever needs one needs it from outside.
+PASSED_ON = re.compile(rf"{TEXT.pattern}|.*prompt_embeds|image|image_latents|diffdiff_map")
 
 
 def add_diffdiff(
-    blocks: ModularPipelineBlocks,
-    triggers: tuple[str, ...] = ("prompt", "image"),
-    original: str = "image_latents",
-    references: bool = False,
-    layout: diffdiff_prepare.Layout = diffdiff_layout.in_loop_form,
+    blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits | None = None
 ) -> DiffDiffAutoBlocks:
     """Blocks that obey a change map where one is given, and are what they were where none is.
 
@@ -55,206 +54,196 @@ def add_diffdiff(
     Args:
         blocks: Any blocks that contain a workflow which encodes an image and denoises: automatic or sequential,
             upstream's or your own. They are copied, and stay as they are.
-        triggers: The inputs that select this workflow.
-        original: The state entry that holds the encoded image, a tensor (B, C, h, w) or (B, C, 1, h, w), or a list with
-            one.
-        references: Whether a list of images means several references of one picture, and not a batch.
-        layout: How a grid lies in the denoising loop's latents, a function like `diffdiff_layout.in_loop_form`, which
-            knows grids, grids with a frame axis, and tokens of square patches, row by row.
+        family: What cannot be seen from outside; by default what suits upstream's image-to-image.
 
     Returns:
         Automatic blocks, with every workflow of the given ones, and with a map those that start from an image.
 
     Raises:
         TypeError: If `blocks` is no instance of upstream's blocks.
-        ValueError: If no workflow is found that could be opened; the message says which argument would help.
+        ValueError: If no workflow is found that could be opened; the message says which trait would help.
     """
-    return DiffDiffAutoBlocks(*open_blocks(blocks, triggers, original, references, layout))
-
-
-def open_blocks(
-    blocks: ModularPipelineBlocks,
-    triggers: tuple[str, ...] = ("prompt", "image"),
-    original: str = "image_latents",
-    references: bool = False,
-    layout: diffdiff_prepare.Layout = diffdiff_layout.in_loop_form,
-) -> tuple[OpenedBlocks, BlocksWithoutMap, dict[str, dict[str, bool]]]:
-    """What `add_diffdiff` makes its blocks of: those with a map, those without, and the workflows of both."""
+    family = family or diffdiff_block.FamilyTraits()
     if not isinstance(blocks, ModularPipelineBlocks):
         raise TypeError(f"`blocks` is {blocks!r}; it takes an instance of modular blocks, as in `FluxAutoBlocks()`.")
-    blocks = copy.deepcopy(blocks)  # nested blocks can be shared by all objects of a class
-    if not isinstance(blocks, SequentialPipelineBlocks):
-        workflows = blocks._workflow_map
-        blocks = SequentialPipelineBlocks.from_blocks_dict({"blocks": blocks})
-        blocks._workflow_map = workflows
-    executed = blocks.get_execution_blocks(**dict.fromkeys(triggers, True))
-    _check_workflow(executed, triggers, original)
-    opened = _open(copy.deepcopy(blocks), executed, original, references, layout)
-    without_map = BlocksWithoutMap.of(blocks.sub_blocks, blocks.model_name)
-    return opened, without_map, _workflows(blocks, triggers)
+    return DiffDiffAutoBlocks(open_blocks(blocks, family), blocks, family.triggers)
 
 
-def _check_workflow(executed: SequentialPipelineBlocks, triggers: tuple[str, ...], original: str) -> None:
-    given, steps = ", ".join(f"`{name}`" for name in triggers), list(executed.sub_blocks.values())
+def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> DiffDiffSequentialBlocks:
+    """A copy of these blocks with ours in them: around, after the encoder, before and in every denoising loop."""
+    blocks = _copy_in_sequence(blocks)
+    executed = blocks.get_execution_blocks(**dict.fromkeys(family.triggers, True))
+    _check_workflow(executed, family)
+    family = _complete(family, executed)
+    _open_loops(blocks, family)
+    _note_grid(blocks, family)
+    front = {
+        "check_inputs": diffdiff_checks.DiffDiffCheckInputsStep(family),
+        "read_map": diffdiff_placement.DiffDiffReadMapStep(family),
+        "crop_to_change": diffdiff_placement.DiffDiffCropToChangeStep(),
+        "fit": diffdiff_fit.DiffDiffFitStep(family),
+    }
+    if "control_image" in blocks.input_names:
+        front["fit_control"] = diffdiff_fit.DiffDiffAutoFitControlStep()
+    _insert(blocks, 0, front)
+    if "images" in executed.intermediate_output_names:
+        back = {"crop": diffdiff_overlay.DiffDiffCropStep(), "overlay": diffdiff_overlay.DiffDiffOverlayStep()}
+        _insert(blocks, len(blocks.sub_blocks), back)
+    return DiffDiffSequentialBlocks.of(blocks.sub_blocks, blocks.model_name)
+
+
+def _copy_in_sequence(blocks: ModularPipelineBlocks) -> SequentialPipelineBlocks:
+    """A copy of blocks, which can be shared by all objects of a class, as a sequence of at least one."""
+    blocks = copy.deepcopy(blocks)
+    if isinstance(blocks, SequentialPipelineBlocks):
+        return blocks
+    sequence = SequentialPipelineBlocks.from_blocks_dict({"blocks": blocks})
+    sequence._workflow_map = blocks._workflow_map
+    return sequence
+
+
+def without_encoders(blocks: ModularPipelineBlocks, *names: str) -> ModularPipelineBlocks:
+    """A copy of blocks that takes these values from the caller, in place of the blocks that make them.
+
+    Args:
+        blocks: Blocks with a change map in them, or others.
+        names: State entries, e.g. "prompt_embeds" or "image_latents".
+
+    Raises:
+        ValueError: If no block makes one of them.
+    """
+    blocks = copy.deepcopy(blocks)
+    for name in names:
+        if not _pop_makers(blocks, name):
+            raise ValueError(f"No block of {type(blocks).__name__} makes `{name}` before the denoising loop.")
+    return blocks
+
+
+def _pop_makers(blocks: ModularPipelineBlocks, name: str) -> bool:
+    """Takes out what makes this value, whole steps at a time, up to the denoising loop; whether anything did."""
+    if isinstance(blocks, ConditionalPipelineBlocks):
+        found = [_pop_makers(branch, name) for branch in blocks.sub_blocks.values()]
+        return any(found)
+    found = False
+    for key, block in list(blocks.sub_blocks.items()):
+        if _has_loop(block):
+            return found or _pop_makers(block, name)
+        if name in block.intermediate_output_names and name not in block.input_names:
+            blocks.sub_blocks.pop(key)
+            found = True
+    return found
+
+
+def _check_workflow(executed: SequentialPipelineBlocks, family: diffdiff_block.FamilyTraits) -> None:
+    given, steps = ", ".join(f"`{name}`" for name in family.triggers), list(executed.sub_blocks.values())
     loops = [step for step in steps if isinstance(step, LoopSequentialPipelineBlocks)]
     if "diffdiff_map" in executed.input_names:
         raise ValueError("The blocks take a `diffdiff_map` already.")
     if len(loops) != 1:
         raise ValueError(
             f"With {given}, {len(loops)} denoising loops run, and a change map needs one: name the inputs that select "
-            "the workflow which starts from an image, as in `triggers=('prompt', 'image')`."
+            "the workflow which starts from an image, as in `FamilyTraits(triggers=('prompt', 'image'))`."
         )
     before = steps[: steps.index(loops[0])]
-    if not any(original in step.intermediate_output_names for step in before):
+    if not any(family.original in step.intermediate_output_names for step in before):
         made = sorted({name for step in before for name in step.intermediate_output_names if name.endswith("latents")})
         raise ValueError(
-            f"With {given}, no block before the denoising loop makes `{original}`: name the state entry that holds the "
-            f"encoded image with `original` (made are {', '.join(made) or 'no latents'}), or the inputs that select "
-            "the workflow with `triggers`."
+            f"With {given}, no block before the denoising loop makes `{family.original}`: name the state entry that "
+            f"holds the encoded image with `original` (made are {', '.join(made) or 'no latents'}), or the inputs that "
+            "select the workflow with `triggers`, both in `FamilyTraits`."
         )
 
 
-def _workflows(blocks: SequentialPipelineBlocks, triggers: tuple[str, ...]) -> dict[str, dict[str, bool]]:
-    """The blocks' own workflows, and with a map those of them that start from an image."""
-    known = dict(blocks._workflow_map or {})
-    opened = {"diffdiff": dict.fromkeys((*triggers, "diffdiff_map"), True)}
-    for name, inputs in known.items():
-        if isinstance(inputs, dict) and set(triggers) <= set(inputs) and "mask_image" not in inputs:
-            renamed, replaced = STARTS_FROM_IMAGE.subn("diffdiff", name)
-            opened[renamed if replaced else f"{name}_diffdiff"] = {**inputs, "diffdiff_map": True}
-    return known | opened
-
-
-def _open(
-    blocks: SequentialPipelineBlocks,
-    executed: SequentialPipelineBlocks,
-    original: str,
-    references: bool,
-    layout: diffdiff_prepare.Layout,
-) -> OpenedBlocks:
-    """These blocks with ours in them: around, after the encoder, before and in every denoising loop."""
-    paths = list(_paths_to_loops(blocks))
-    for *_, loop in paths:
-        _obey(loop)
-    for sequence, name in _places_before_loops(paths):
-        prepare = diffdiff_prepare.DiffDiffPrepareStep(original, layout)
-        place = _place_to_prepare(sequence, name, original)
-        _insert(sequence, place, prepare=prepare, skip_frozen=diffdiff_loop.DiffDiffSkipFrozenStep())
-    _note_grid(blocks, original)
-
-    taken = executed.input_names
-    texts = tuple(name for name in taken if re.fullmatch(r"(negative_)?prompt(_\d)?", name))
-    _insert(
-        blocks,
-        0,
-        check_inputs=diffdiff_fit.DiffDiffCheckInputsStep(texts, references),
-        crop_to_change=diffdiff_pixels.DiffDiffCropToChangeStep(),
-        fit=diffdiff_fit.DiffDiffFitStep(texts, sized="strength" in taken, references=references),
+def _complete(family: diffdiff_block.FamilyTraits, executed: SequentialPipelineBlocks) -> diffdiff_block.FamilyTraits:
+    """The traits with what can be seen from outside."""
+    taken, made = executed.input_names, executed.intermediate_output_names
+    return replace(
+        family,
+        texts=tuple(name for name in taken if TEXT.fullmatch(name)),
+        embeddings=tuple(name for name in made if EMBEDDINGS.fullmatch(name)),
+        sized=family.sized or "strength" in taken,
+        # the whole schedule runs, and the map alone decides where on it
+        fixed=family.fixed | ({"strength": 1.0} if "strength" in taken else {}),
     )
-    if "images" in executed.intermediate_output_names:
-        crop, overlay = diffdiff_pixels.DiffDiffCropStep(), diffdiff_pixels.DiffDiffOverlayStep()
-        _insert(blocks, len(blocks.sub_blocks), crop=crop, overlay=overlay)
-    return OpenedBlocks.of(blocks.sub_blocks, blocks.model_name)
 
 
-def _insert(sequence: ModularPipelineBlocks, place: int, **named: ModularPipelineBlocks) -> None:
+def _insert(sequence: ModularPipelineBlocks, place: int, named: dict[str, ModularPipelineBlocks]) -> None:
     for name, block in reversed(named.items()):
         if name in sequence.sub_blocks:
             raise ValueError(f"The blocks have one named `{name}` already, which is where ours goes; rename it.")
         sequence.sub_blocks.insert(name, block, place)
 
 
-def _paths_to_loops(block: ModularPipelineBlocks) -> Iterator[list[ModularPipelineBlocks]]:
-    """From a block down to each denoising loop in it."""
-    if isinstance(block, LoopSequentialPipelineBlocks):
-        yield [block]
-        return
-    for child in block.sub_blocks.values():
-        for path in _paths_to_loops(child):
-            yield [block, *path]
+def _has_loop(block: ModularPipelineBlocks, through: type = ModularPipelineBlocks) -> bool:
+    """Whether a block is a denoising loop, or has one within blocks of this kind."""
+    return isinstance(block, LoopSequentialPipelineBlocks) or (
+        isinstance(block, through) and any(_has_loop(child, through) for child in block.sub_blocks.values())
+    )
 
 
-def _obey(loop: LoopSequentialPipelineBlocks) -> None:
-    """Lets a denoising loop obey a change map: ours are its first and its last block, and it counts as our loops do."""
-    if isinstance(loop, diffdiff_loop.DiffDiffLoop):
-        return  # in two branches of the tree
-    loop.__class__ = _obeying(type(loop))
-    _insert(loop, 0, inject=diffdiff_loop.DiffDiffInjectStep())
-    _insert(loop, len(loop.sub_blocks), restore=diffdiff_loop.DiffDiffRestoreStep())
+def _open_loops(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> None:
+    """Puts loops that obey a change map in the place of those within a block, and our steps before each."""
+    for name, child in list(block.sub_blocks.items()):
+        if isinstance(child, diffdiff_loop.DiffDiffLoop):
+            continue  # reached by another branch
+        if isinstance(child, LoopSequentialPipelineBlocks):
+            block.sub_blocks[name] = _opened(child)
+        else:
+            _open_loops(child, family)
+        # the nearest sequence around a loop
+        if isinstance(block, SequentialPipelineBlocks) and _has_loop(child, ConditionalPipelineBlocks):
+            steps = {
+                "prepare": diffdiff_prepare.DiffDiffPrepareStep(family),
+                "skip_frozen": diffdiff_prepare.DiffDiffSkipFrozenStep(),
+            }
+            _insert(block, _place_to_prepare(block, name, family.original), steps)
 
 
-@functools.cache
-def _obeying(loop_class: type[LoopSequentialPipelineBlocks]) -> type[LoopSequentialPipelineBlocks]:
-    """A denoising loop's class as ours, one and the same whenever it is asked for."""
-
-    class Obeying(diffdiff_loop.DiffDiffLoop, loop_class):
-        @property
-        def description(self) -> str:
-            try:
-                upstreams = super().description.strip()
-            except NotImplementedError:  # Stable Diffusion 3's has none, and could not be printed
-                upstreams = "Denoising loop."
-            return f"{upstreams}\nEvery latent element starts to change at the step that the change map gives it."
-
-    Obeying.__name__ = Obeying.__qualname__ = f"DiffDiff{loop_class.__name__}"
-    return Obeying
-
-
-def _places_before_loops(paths: list[list[ModularPipelineBlocks]]) -> list[tuple[SequentialPipelineBlocks, str]]:
-    """The nearest sequence around each loop, and the name of what holds the loop in it, each once."""
-    places = {}
-    for path in paths:
-        around = max(i for i, block in enumerate(path) if isinstance(block, SequentialPipelineBlocks))
-        sequence, holder = path[around], path[around + 1]
-        name = next(name for name, block in sequence.sub_blocks.items() if block is holder)
-        places[id(sequence), name] = sequence, name
-    return list(places.values())
+def _opened(loop: LoopSequentialPipelineBlocks) -> LoopSequentialPipelineBlocks:
+    """The same loop, a subclass's, with our blocks as its first and last."""
+    kind = type(f"DiffDiff{type(loop).__name__}", (diffdiff_loop.DiffDiffLoop, type(loop)), {})
+    opened = kind.from_blocks_dict(InsertableDict(loop.sub_blocks))
+    _insert(opened, 0, {"inject": diffdiff_loop.DiffDiffInjectStep()})
+    last = {"restore": diffdiff_loop.DiffDiffRestoreStep(), "check_finite": diffdiff_loop.DiffDiffCheckFiniteStep()}
+    _insert(opened, len(opened.sub_blocks), last)
+    return opened
 
 
 def _place_to_prepare(sequence: SequentialPipelineBlocks, holder: str, original: str) -> int:
     """Where latents and schedule are final: what comes later, as a ControlNet's window, counts the steps that run."""
-    names = list(sequence.sub_blocks)
-    before = names[: names.index(holder)]
-
-    def concerned(block: ModularPipelineBlocks) -> bool:
-        made = block.intermediate_output_names
-        return bool(
-            {"latents", original} & {*block.input_names, *made} or {"timesteps", "num_inference_steps"} & {*made}
-        )
-
-    places = [place for place, name in enumerate(before) if concerned(sequence.sub_blocks[name])]
-    return places[-1] + 1 if places else len(before)
+    place = end = list(sequence.sub_blocks).index(holder)
+    for block in reversed(list(sequence.sub_blocks.values())[:end]):
+        made = set(block.intermediate_output_names)
+        if {"latents", original} & {*block.input_names, *made} or {"timesteps", "num_inference_steps"} & made:
+            return place
+        place -= 1
+    return end
 
 
-def _note_grid(block: ModularPipelineBlocks, original: str) -> None:
+def _note_grid(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> None:
     """Puts `grid` right after whatever makes the original, in the deepest sequence that has the loop after it."""
     if isinstance(block, ConditionalPipelineBlocks):
         for branch in block.sub_blocks.values():
-            _note_grid(branch, original)
+            _note_grid(branch, family)
     if not isinstance(block, SequentialPipelineBlocks):
         return
     for place, maker in enumerate(block.sub_blocks.values()):
-        if original in maker.intermediate_output_names:
-            if next(_paths_to_loops(maker), None):
-                _note_grid(maker, original)
+        if family.original in maker.intermediate_output_names:
+            if _has_loop(maker):
+                _note_grid(maker, family)
             else:
-                _insert(block, place + 1, grid=diffdiff_prepare.DiffDiffGridStep(original))
+                _insert(block, place + 1, {"grid": diffdiff_prepare.DiffDiffGridStep(family)})
             return
 
 
-def _first_of_each_name(components: list[ComponentSpec]) -> list[ComponentSpec]:
-    """The family's own spec of a component comes before that of our blocks."""
-    return list({component.name: component for component in reversed(components)}.values())[::-1]
-
-
-def _taken_from_outside(block: ModularPipelineBlocks) -> tuple[dict[str, bool], set[str]]:
+def required_of(block: ModularPipelineBlocks) -> tuple[dict[str, bool], set[str]]:
     """What a block takes, by name whether it cannot do without it, and what it can make.
 
     The first block that takes an input decides: later ones find what earlier ones have filled in, and upstream's trees
-    list that as required too.
+    list that as required too. What is passed on, and not made, is required if any block requires it.
     """
     if isinstance(block, ConditionalPipelineBlocks):
-        branches = [_taken_from_outside(branch) for branch in block.sub_blocks.values()]
+        branches = [required_of(branch) for branch in block.sub_blocks.values()]
         taken = {
             name: block.default_block_name is not None and all(other.get(name) for other, _ in branches)
             for names, _ in branches
@@ -262,30 +251,33 @@ def _taken_from_outside(block: ModularPipelineBlocks) -> tuple[dict[str, bool], 
         }
         return taken, set.union(*(made for _, made in branches))
     if not isinstance(block, SequentialPipelineBlocks):
-        needed, made = set(block.required_inputs), set(block.intermediate_output_names)
-        if any(name.endswith("prompt_embeds") for name in made):
-            needed.add("prompt")  # some of upstream's encoders declare it optional and fail without it
-        return {name: name in needed for name in block.input_names}, made
+        names, made = block.input_names, set(block.intermediate_output_names)
+        needed = set(block.required_inputs)
+        # some of upstream's encoders declare these optional and fail without them
+        if any(name.endswith("prompt_embeds") for name in made - set(names)):
+            needed.add("prompt")
+        if "image" not in made and made - set(names):
+            needed.add("image")
+        passed = {name for name in made & set(names) if PASSED_ON.fullmatch(name)}
+        return {name: name in needed for name in names}, made - passed
     taken, made = {}, set()
     for child in block.sub_blocks.values():
-        child_takes, child_makes = _taken_from_outside(child)
+        child_takes, child_makes = required_of(child)
         for name, required in child_takes.items():
             if name not in made:
-                # our check looks at the prompt before the encoder that needs it
-                taken[name] = taken.get(name, required) or (required and name == "prompt")
+                taken[name] = taken.get(name, required) or (required and PASSED_ON.fullmatch(name) is not None)
         made |= child_makes
     return taken, made
 
 
-class OpenedBlocks(diffdiff_docs.DocumentedSequentialBlocks):
-    """A family's blocks, documented: those with a change map in them, and those without."""
+class DiffDiffSequentialBlocks(diffdiff_saving.SavedWithCode, diffdiff_docs.Documented, SequentialPipelineBlocks):
+    """Blocks in a row, documented, that are saved with their code, and whose pipeline is their family's own."""
 
-    input_sentences = {**diffdiff_docs.SDXL_SENTENCES, **diffdiff_docs.FAMILY_SENTENCES}
-    output_sentences = {**diffdiff_docs.SDXL_SENTENCES, **diffdiff_docs.OUTPUTS, **diffdiff_docs.FAMILY_SENTENCES}
+    description = "Differential diffusion: every pixel of an edit has its own strength, given by a change map."
 
     @classmethod
-    def of(cls, sub_blocks: dict[str, ModularPipelineBlocks], family: str | None) -> OpenedBlocks:
-        """Blocks whose pipeline is the family's own, whatever family their first block was written for."""
+    def of(cls, sub_blocks: dict[str, ModularPipelineBlocks], family: str | None) -> DiffDiffSequentialBlocks:
+        """Blocks of a family, whatever family their first block was written for."""
         blocks = cls.from_blocks_dict(sub_blocks)
         blocks.family = family
         return blocks
@@ -295,29 +287,22 @@ class OpenedBlocks(diffdiff_docs.DocumentedSequentialBlocks):
         return getattr(self, "family", None) or super().model_name
 
     @property
-    def required_inputs(self) -> list[str]:
-        return [name for name, required in _taken_from_outside(self)[0].items() if required]
+    def inputs(self) -> list[InputParam]:
+        required = self.required_inputs
+        return [replace(param, required=param.name in required) for param in super().inputs]
 
     @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return _first_of_each_name(super().expected_components)
+    def required_inputs(self) -> list[str]:
+        return [name for name, required in required_of(self)[0].items() if required]
 
     @property
     def outputs(self) -> list[OutputParam]:
-        made = self.intermediate_outputs
-        return [output for output in made if output.name == "images"] or made
+        """What is of use behind the blocks; what upstream's hand to one another without a word is not."""
+        return [output for output in self.intermediate_outputs if output.description]
 
-    def get_execution_blocks(self, **kwargs: Any) -> OpenedBlocks:
-        executed = SequentialPipelineBlocks.get_execution_blocks(self, **kwargs)
-        return OpenedBlocks.of(executed.sub_blocks, self.model_name)
-
-
-class BlocksWithoutMap(OpenedBlocks):
-    """A family's blocks as they are."""
-
-    @property
-    def description(self) -> str:
-        return "What runs without a change map: the blocks as they were given."
+    def get_execution_blocks(self, **kwargs: Any) -> DiffDiffSequentialBlocks:
+        executed = super().get_execution_blocks(**kwargs)
+        return DiffDiffSequentialBlocks.of(executed.sub_blocks, self.model_name)
 
 
 class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
@@ -325,27 +310,24 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
 
     Args:
         opened: The blocks that run with a `diffdiff_map`.
-        without_map: Those that run without.
-        workflows: Names and inputs of their workflows.
+        blocks: Those that run without, any of upstream's.
+        triggers: The inputs that select the workflow of `blocks` which starts from an image.
     """
 
-    def __init__(self, opened: OpenedBlocks, without_map: BlocksWithoutMap, workflows: dict[str, dict[str, bool]]):
+    def __init__(self, opened: DiffDiffSequentialBlocks, blocks: ModularPipelineBlocks, triggers: tuple[str, ...]):
+        blocks = _copy_in_sequence(blocks)
+        map_inputs = tuple(param for param in opened.inputs if param.name and param.name not in blocks.input_names)
+        check = {"check_no_map": diffdiff_checks.DiffDiffCheckNoMapStep(map_inputs)}
+        without_map = DiffDiffSequentialBlocks.of(InsertableDict(check | blocks.sub_blocks), blocks.model_name)
         self.block_classes = [opened, without_map]
         self.block_names = ["diffdiff", "without_map"]
         self.block_trigger_inputs = ["diffdiff_map", None]
-        self._workflow_map = workflows
+        self._workflow_map = _workflows(blocks._workflow_map or {}, triggers)
         super().__init__()
 
     @property
     def required_inputs(self) -> list[str]:
-        return [name for name, required in _taken_from_outside(self)[0].items() if required]
-
-    @property
-    def description(self) -> str:
-        return (
-            "Differential diffusion where there is a `diffdiff_map`, and the blocks as they were given elsewhere.\n\n"
-            f"{format_workflow(self._workflow_map)}"
-        )
+        return [name for name, required in required_of(self)[0].items() if required]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -354,37 +336,42 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
         return [replace(param, required=param.name in required) for param in params]
 
     @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return _first_of_each_name(super().expected_components)
-
-    @property
-    def available_workflows(self) -> list[str]:
-        return list(self._workflow_map)
-
-    def get_workflow(self, workflow_name: str) -> OpenedBlocks:
-        if workflow_name not in self._workflow_map:
-            raise ValueError(f"`workflow` is {workflow_name!r}; it takes one of {', '.join(self._workflow_map)}.")
-        return self.get_execution_blocks(**self._workflow_map[workflow_name])
-
-
-class FamilyDiffDiffAutoBlocks(DiffDiffAutoBlocks):
-    """A model family of upstream's: what `add_diffdiff` makes of its automatic blocks, as a class."""
-
-    # Upstream's automatic blocks, the arguments of `add_diffdiff`, and attributes of the `DiffDiffFitStep`.
-    upstream: type[SequentialPipelineBlocks]
-    arguments: dict[str, Any] = {}
-    fit: dict[str, Any] = {}
-
-    def __init__(self):
-        opened, without_map, workflows = open_blocks(self.upstream(), **self.arguments)
-        for name, value in self.fit.items():
-            setattr(opened.sub_blocks["fit"], name, value)
-        super().__init__(opened, without_map, workflows)
-
-    @property
     def description(self) -> str:
         return (
             "Differential diffusion (Levin and Fried, arXiv 2306.00950): every pixel of an edit has its own strength, "
             "given by\na change map. White keeps the original, black lets everything change.\n"
-            f"{inspect.getdoc(type(self))}\n\n{format_workflow(self._workflow_map)}"
+            f"{diffdiff_docs.summary(self)}\n\n{format_workflow(self._workflow_map)}"
         )
+
+    available_workflows = SequentialPipelineBlocks.available_workflows
+    get_workflow = SequentialPipelineBlocks.get_workflow
+
+
+def _workflows(known: dict[str, dict[str, bool]], triggers: tuple[str, ...]) -> dict[str, dict[str, bool]]:
+    """The blocks' own workflows, and with a map those of them that start from an image."""
+    opened = {"diffdiff": dict.fromkeys((*triggers, "diffdiff_map"), True)}
+    for name, inputs in known.items():
+        if isinstance(inputs, dict) and set(triggers) <= set(inputs) and "mask_image" not in inputs:
+            renamed, replaced = STARTS_FROM_IMAGE.subn("diffdiff", name)
+            opened[renamed if replaced else f"{name}_diffdiff"] = {**inputs, "diffdiff_map": True}
+    return dict(known) | opened
+
+
+class FamilyDiffDiffAutoBlocks(DiffDiffAutoBlocks):
+    """A model family of upstream's: what `add_diffdiff` makes of its automatic blocks, as a class.
+
+    Attributes:
+        upstream: Its automatic blocks.
+        family: What cannot be seen of them from outside.
+    """
+
+    upstream: type[SequentialPipelineBlocks]
+    family = diffdiff_block.FamilyTraits()
+
+    def __init__(self):
+        blocks = self.upstream()
+        super().__init__(self.open(blocks), blocks, self.family.triggers)
+
+    def open(self, blocks: SequentialPipelineBlocks) -> DiffDiffSequentialBlocks:
+        """The blocks that run with a map."""
+        return open_blocks(blocks, self.family)

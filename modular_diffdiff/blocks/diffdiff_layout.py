@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from . import diffdiff_refusals
+
 
 def pack(values: torch.Tensor, patch: int) -> torch.Tensor:
     """Cuts a grid into patches, each a token: (B, C, h, w) becomes (B, h / p * w / p, C * p * p).
@@ -31,7 +33,7 @@ def in_loop_form(values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         Values that can be broadcast to one row of the latents.
 
     Raises:
-        ValueError: If latents of this shape cannot hold the grid.
+        BadInputError: If latents of this shape cannot hold the grid.
     """
     height, width = values.shape[-2:]
     if latents.ndim == 4:
@@ -48,10 +50,10 @@ def in_loop_form(values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     return formed
 
 
-def other_grid(grid: tuple[int, int], latents: torch.Tensor) -> ValueError:
-    """What is to be said where latents do not hold the original's grid."""
-    return ValueError(
+def other_grid(grid: tuple[int, int], latents: torch.Tensor) -> diffdiff_refusals.BadInputError:
+    """The error for latents that do not hold the original's grid."""
+    return diffdiff_refusals.BadInputError(
         f"The original is encoded on a grid of {grid[0]} x {grid[1]}, and the denoising loop's latents have the shape "
-        f"{tuple(latents.shape)}, which hold another one: let `height` and `width` follow the image, or tell how they "
+        f"{tuple(latents.shape)}, which hold another one: let `height` and `width` follow the image, or say how they "
         "hold it with `layout`."
     )

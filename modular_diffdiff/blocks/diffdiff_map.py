@@ -14,11 +14,15 @@ import PIL.Image
 import torch
 from diffusers.utils import load_image
 
+from . import diffdiff_refusals
+
 
 # ITU-R BT.601, as PIL's conversion to greyscale
 LUMA = (0.299, 0.587, 0.114)
 # Averages of float32 are not exact: a map of constant 0.7 must be released at step 7 of 10, not at 8.
 KEEP_TOLERANCE = 1e-6
+# Greys as near to white as this pass for white: JPEG makes them of it.
+NEARLY_WHITE = 0.05
 
 # damaged files end in any of these
 UNREADABLE = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
@@ -37,17 +41,17 @@ def load_maps(maps: Any) -> list[torch.Tensor]:
             reduced to luma (BT.601). Tensors are bool or float.
 
     Returns:
-        One (1, 1, H, W) float32 tensor in [0, 1] a map.
+        One (1, 1, H, W) float32 tensor in [0, 1] for each map.
 
     Raises:
-        ValueError: If a map cannot be read, is empty, has a wrong shape, number of channels or dtype, is transparent
+        BadInputError: If a map cannot be read, is empty, has a wrong shape, number of channels or dtype, is transparent
             anywhere, holds NaN or leaves [0, 1]. The message names `diffdiff_map`.
     """
     if maps is None:
-        raise ValueError(f"`diffdiff_map` is missing; it takes {ACCEPTED}.")
+        raise diffdiff_refusals.BadInputError(f"`diffdiff_map` is missing; it takes {ACCEPTED}.")
     if isinstance(maps, (list, tuple)):
         if not maps:
-            raise ValueError(f"`diffdiff_map` is an empty list; it takes {ACCEPTED}.")
+            raise diffdiff_refusals.BadInputError(f"`diffdiff_map` is an empty list; it takes {ACCEPTED}.")
         return [tensor for index, item in enumerate(maps) for tensor in _load_one(item, f"`diffdiff_map[{index}]`")]
     return _load_one(maps, "`diffdiff_map`")
 
@@ -62,13 +66,13 @@ def _load_one(item: Any, name: str) -> list[torch.Tensor]:
     elif isinstance(item, torch.Tensor):
         tensor = _check_tensor(item, name)
     else:
-        raise ValueError(f"{name} is of type {type(item).__name__}; it takes {ACCEPTED}.")
+        raise diffdiff_refusals.BadInputError(f"{name} is of type {type(item).__name__}; it takes {ACCEPTED}.")
     if tensor.numel() == 0:
-        raise ValueError(f"{name} has the shape {tuple(item.shape)} and holds no values.")
+        raise diffdiff_refusals.BadInputError(f"{name} has the shape {tuple(item.shape)} and holds no values.")
     low, high = tensor.aminmax()
     if not (low >= 0 and high <= 1):  # NaN compares false
-        raise ValueError(
-            f"{name} has values from {low.item():g} to {high.item():g}; they must lie in [0, 1] and be no NaN."
+        raise diffdiff_refusals.BadInputError(
+            f"{name} has values from {low.item():g} to {high.item():g}; they must be numbers in [0, 1]."
         )
     return list(tensor.split(1))
 
@@ -78,7 +82,9 @@ def _open(path: str, name: str) -> PIL.Image.Image:
         # as it is: a conversion to RGB would clip 16-bit maps
         return load_image(path, convert_method=lambda image: image)
     except UNREADABLE as error:
-        raise ValueError(f"{name} is {path!r}, which cannot be read as an image: {error}") from error
+        raise diffdiff_refusals.BadInputError(
+            f"{name} is {path!r}, which cannot be read as an image: {error}"
+        ) from error
 
 
 def _pil_to_numpy(image: PIL.Image.Image) -> np.ndarray:
@@ -91,7 +97,9 @@ def _pil_to_numpy(image: PIL.Image.Image) -> np.ndarray:
 
 def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4)):
-        raise ValueError(f"{name} is an array of shape {array.shape}; it takes (H, W) or (H, W, C) of 1 to 4 channels.")
+        raise diffdiff_refusals.BadInputError(
+            f"{name} is an array of shape {array.shape}; it takes (H, W) or (H, W, C) of 1 to 4 channels."
+        )
     if array.dtype == bool:
         values = array.astype(np.float64)
     elif array.dtype.kind == "u" and array.dtype.itemsize <= 2:  # of either byte order
@@ -99,11 +107,15 @@ def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
     elif np.issubdtype(array.dtype, np.floating):
         values = array.astype(np.float64)
     else:
-        raise ValueError(f"{name} is of dtype {array.dtype}; it takes bool, uint8, uint16 or floats in [0, 1].")
+        raise diffdiff_refusals.BadInputError(
+            f"{name} is of dtype {array.dtype}; it takes bool, uint8, uint16 or floats in [0, 1]."
+        )
     if values.ndim == 3:
         if values.shape[-1] in (2, 4):
             if (values[..., -1] != 1).any():
-                raise ValueError(f"{name} is transparent in places; it takes no alpha channel, or an opaque one.")
+                raise diffdiff_refusals.BadInputError(
+                    f"{name} is transparent in places; it takes no alpha channel, or an opaque one."
+                )
             values = values[..., :-1]
         values = values @ np.array(LUMA if values.shape[-1] == 3 else (1.0,))
     return torch.from_numpy(values.astype(np.float32))[None, None]
@@ -112,9 +124,13 @@ def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
 def _check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     shape = tuple(tensor.shape)
     if tensor.dtype != torch.bool and not tensor.is_floating_point():
-        raise ValueError(f"{name} is a tensor of dtype {tensor.dtype}; it takes bool, or floats in [0, 1].")
+        raise diffdiff_refusals.BadInputError(
+            f"{name} is a tensor of dtype {tensor.dtype}; it takes bool, or floats in [0, 1]."
+        )
     if not (len(shape) == 2 or (len(shape) == 3 and shape[0] == 1) or (len(shape) == 4 and shape[1] == 1)):
-        raise ValueError(f"{name} is a tensor of shape {shape}; it takes (H, W), (1, H, W) or (B, 1, H, W).")
+        raise diffdiff_refusals.BadInputError(
+            f"{name} is a tensor of shape {shape}; it takes (H, W), (1, H, W) or (B, 1, H, W)."
+        )
     return tensor.reshape(-1, 1, *shape[-2:]).float().cpu()
 
 
@@ -167,12 +183,8 @@ def warn_of_stretching(maps: list[torch.Tensor], height: int, width: int) -> Non
             )
 
 
-def keep_from_maps(
-    maps: list[torch.Tensor],
-    size: tuple[int, int],
-    grid: tuple[int, int],
-    canvas: tuple[int, int],
-    invert: bool = False,
+def keep_on_grid(
+    maps: list[torch.Tensor], size: tuple[int, int], grid: tuple[int, int], canvas: tuple[int, int]
 ) -> torch.Tensor:
     """Change maps at latent resolution.
 
@@ -181,18 +193,28 @@ def keep_from_maps(
         size: Height and width of the image in pixels.
         grid: Rows and columns of the latents.
         canvas: Height and width in pixels of what was encoded: the image, padded on the right and below.
-        invert: Whether white marks what changes instead.
 
     Returns:
         `keep`, (B, 1, rows, columns) in [0, 1].
     """
-    keep = torch.cat([average_over_grid(resize_map(values, *size), grid, canvas) for values in maps])
-    return 1 - keep if invert else keep
+    return torch.cat([average_over_grid(resize_map(values, *size), grid, canvas) for values in maps])
 
 
-def turn_down(keep: torch.Tensor, strength: float) -> torch.Tensor:
-    """The map with the whole of it as strong as `strength` in [0, 1] lets it be: 1 - strength * (1 - keep)."""
-    return 1 - strength * (1 - keep)
+def read_maps(maps: Any, invert: bool = False, strength: float = 1.0) -> list[torch.Tensor]:
+    """Change maps as they count: read by `load_maps`, inverted, and then turned down to 1 - strength * (1 - keep).
+
+    Args:
+        maps: What `load_maps` takes.
+        invert: Whether white marks what changes.
+        strength: In [0, 1]; 1 leaves the maps as they are.
+
+    Returns:
+        `keep`, one (1, 1, H, W) float32 tensor in [0, 1] for each map.
+    """
+    keeps = load_maps(maps)
+    if invert:
+        keeps = [1 - keep for keep in keeps]
+    return keeps if strength == 1 else [1 - strength * (1 - keep) for keep in keeps]
 
 
 def release_by_step(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -228,3 +250,34 @@ def release_by_timestep(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Te
 
 # Of `diffdiff_schedule`: what a grey of the map is compared with.
 SCHEDULES = {"step": release_by_step, "timestep": release_by_timestep}
+
+
+def kept_whole(keep: torch.Tensor, schedule: str, timesteps: torch.Tensor) -> torch.Tensor:
+    """Where a run never releases anything: white, and the greys that come after its last step.
+
+    Args:
+        keep: In [0, 1], any shape.
+        schedule: A name in `SCHEDULES`.
+        timesteps: (N,) those of the whole schedule, one a step.
+
+    Returns:
+        bool, of keep's shape.
+    """
+    return SCHEDULES[schedule](keep, timesteps) >= len(timesteps)
+
+
+def warn_of_lost_greys(keep: torch.Tensor, schedule: str, timesteps: torch.Tensor) -> None:
+    """Names the greys that so few steps never release, if they could be told from white.
+
+    Args:
+        keep, schedule, timesteps: As `kept_whole` takes them.
+    """
+    lost = keep[kept_whole(keep, schedule, timesteps) & (keep < 1 - NEARLY_WHITE)]
+    if lost.numel():
+        low, high = lost.aminmax()
+        greys = f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+        warnings.warn(
+            f"`diffdiff_map` has greys of {greys} that {len(timesteps)} steps never release: what they cover stays as "
+            "it is. More steps or darker greys let it change.",
+            stacklevel=2,
+        )

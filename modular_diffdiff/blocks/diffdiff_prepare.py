@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from diffusers.modular_pipelines import ModularPipelineBlocks
-from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
-from diffusers.schedulers import EulerDiscreteScheduler
 
-from . import diffdiff_docs, diffdiff_layout, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
+from . import (
+    diffdiff_block,
+    diffdiff_layout,
+    diffdiff_loop,
+    diffdiff_map,
+    diffdiff_placement,
+    diffdiff_refusals,
+    diffdiff_trajectory,
+)
 
 
-Layout = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-class DiffDiffGridStep(ModularPipelineBlocks):
-    """After the encoder: notes the grid that the original is encoded on, before anything packs it.
-
-    Args:
-        original: Name of the state entry that holds the encoded original.
-    """
-
-    def __init__(self, original: str = "image_latents"):
-        self.original = original
-        super().__init__()
-
-    @property
-    def description(self) -> str:
-        return "Step that notes on which grid the original is encoded, and gives the image back as it was."
-
-    @property
-    def inputs(self) -> list[InputParam]:
-        return [
-            InputParam(self.original, required=True, type_hint=torch.Tensor, description="The encoded original."),
-            diffdiff_docs.input_param("image"),
-            diffdiff_docs.input_param("image_as_given"),
-        ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [diffdiff_docs.output_param("latent_grid")]
-
-    @torch.no_grad()
-    def __call__(self, components, state):
-        block_state = self.get_block_state(state)
-        original = only_one(getattr(block_state, self.original), self.original)
-        if original.ndim not in (4, 5):
-            raise ValueError(
-                f"`{self.original}` has the shape {tuple(original.shape)}, which shows no grid; a change map needs it "
-                "as the encoder makes it, (B, C, h, w) or (B, C, 1, h, w)."
-            )
-        block_state.latent_grid = tuple(original.shape[-2:])
-        if block_state.image_as_given is not None:
-            block_state.image = block_state.image_as_given
-        self.set_block_state(state, block_state)
-        return components, state
+BadInputError = diffdiff_refusals.BadInputError
+MAP_SETTINGS = ("invert_diffdiff_map", "strength", "diffdiff_schedule")
 
 
 def only_one(original: torch.Tensor | list[torch.Tensor], name: str) -> torch.Tensor:
@@ -63,59 +26,51 @@ def only_one(original: torch.Tensor | list[torch.Tensor], name: str) -> torch.Te
     if not isinstance(original, list):
         return original
     if len(original) != 1:
-        raise ValueError(
+        raise BadInputError(
             f"`{name}` holds {len(original)} encoded images; a change map keeps one of them, and which is not clear. "
-            "Give one image, and say `references=True` to `add_diffdiff` where a list of images is no batch."
+            "Give one image, and say `references=True` in the family's traits where a list of images is no batch."
         )
     return original[0]
 
 
-class DiffDiffPrepareStep(ModularPipelineBlocks):
-    """Turns the change maps into release steps, and gives the original, its noise and its levels to the loop.
+class DiffDiffGridStep(diffdiff_block.DiffDiffBlock):
+    """After the encoder: notes the grid that the original is encoded on, before anything packs it."""
+
+    gives = ("placement",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.family.original, "placement")
+
+    def run(self, components, block_state, state) -> None:
+        name = self.family.original
+        original = only_one(getattr(block_state, name), name)
+        if original.ndim not in (4, 5):
+            raise BadInputError(
+                f"`{name}` has the shape {tuple(original.shape)}, which shows no grid; a change map needs it as the "
+                "encoder makes it, (B, C, h, w) or (B, C, 1, h, w)."
+            )
+        block_state.placement = replace(block_state.placement, grid=tuple(original.shape[-2:]))
+
+
+class DiffDiffPrepareStep(diffdiff_block.DiffDiffBlock):
+    """Turns the change maps into release steps, and gives the loop the original with its noise and noise levels.
 
     The latents stay as the family's own steps have made them, noise or the noised original; the noise of the
-    original's trajectory is recovered from them.
-
-    Args:
-        original: Name of the state entry that holds the encoded original.
-        layout: How a grid lies in the loop's latents, a function like `diffdiff_layout.in_loop_form`.
+    original's trajectory is recovered from them. Where `DiffDiffReadMapStep` has run, its `placement` counts.
     """
 
-    def __init__(self, original: str = "image_latents", layout: Layout = diffdiff_layout.in_loop_form):
-        self.original = original
-        self.layout = layout
-        super().__init__()
+    takes = (*MAP_SETTINGS, "height", "width")
+    gives = ("latents", *diffdiff_loop.TRAJECTORY_INPUTS, "num_inference_steps")
 
     @property
-    def description(self) -> str:
-        return (
-            "Step that prepares what the change map needs in the loop: the step at which each element is released, and "
-            "the original with the noise and the noise levels of its trajectory."
-        )
+    def needs(self) -> tuple[str, ...]:
+        return (self.family.original, "diffdiff_map", "latents", "timesteps")
 
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [ComponentSpec("scheduler", EulerDiscreteScheduler)]
-
-    @property
-    def inputs(self) -> list[InputParam]:
-        optional = ("invert_diffdiff_map", "strength", "diffdiff_schedule", "image_size", "padded_size", "whole_map")
-        optional += ("latent_grid", "height", "width", "image_as_given")
-        return [
-            InputParam(self.original, required=True, type_hint=torch.Tensor, description="The encoded original."),
-            *(diffdiff_docs.input_param(name, required=True) for name in ("diffdiff_map", "latents", "timesteps")),
-            *(diffdiff_docs.input_param(name) for name in optional),
-        ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [diffdiff_docs.output_param(name) for name in ("latents", *diffdiff_loop.TRAJECTORY_INPUTS)]
-
-    @torch.no_grad()
-    def __call__(self, components, state):
-        block_state = self.get_block_state(state)
+    def run(self, components, block_state, state) -> None:
         scheduler = components.scheduler
-        original = self.bring_original(components, block_state)
+        placement = state.get("placement")
+        original = self.bring_original(components, block_state, placement)
         schedule = scheduler.timesteps.to(original.device)
         begin = diffdiff_trajectory.begin_of(scheduler, block_state.timesteps[0])
         # looked up on the CPU: schedulers wait for the answer of every timestep
@@ -123,29 +78,31 @@ class DiffDiffPrepareStep(ModularPipelineBlocks):
         block_state.level_alphas, block_state.level_sigmas = (values[begin:].to(original.device) for values in levels)
         block_state.noise = self.bring_noise(components, block_state, original)
         block_state.image_latents = original
+        block_state.num_inference_steps = len(block_state.timesteps)
 
-        keep = self.keep(components, block_state, original)
-        release = diffdiff_map.SCHEDULES[block_state.diffdiff_schedule]
+        keep = self.keep(components, block_state, placement, original)
         # second-order schedulers evaluate the model `order` times a step
-        steps = release(keep, schedule[:: scheduler.order].cpu())
-        diffdiff_trajectory.warn_of_correctors(scheduler, steps)
-        steps = (steps - begin // scheduler.order).clamp(min=0).to(original.device)
-        steps = self.layout(steps, block_state.latents)
-        block_state.release_steps = diffdiff_trajectory.for_each_output(steps, len(original))
-        self.set_block_state(state, block_state)
-        return components, state
+        steps = schedule[:: scheduler.order].cpu()
+        diffdiff_map.warn_of_lost_greys(keep, block_state.diffdiff_schedule, steps)
+        release = diffdiff_map.SCHEDULES[block_state.diffdiff_schedule](keep, steps)
+        diffdiff_trajectory.warn_of_correctors(scheduler, release)
+        release = (release - begin // scheduler.order).clamp(min=0).to(original.device)
+        release = self.family.layout(release, block_state.latents)
+        block_state.release_steps = diffdiff_trajectory.for_each_output(release, len(original))
 
-    def bring_original(self, components, block_state) -> torch.Tensor:
+    def bring_original(self, components, block_state, placement) -> torch.Tensor:
         """The original in the form of the loop's latents, a row for each of them."""
-        latents = block_state.latents
-        original = only_one(getattr(block_state, self.original), self.original).to(latents.device)
-        check_ratio(block_state)
+        latents, name = block_state.latents, self.family.original
+        original = only_one(getattr(block_state, name), name).to(latents.device)
+        grid = None if placement is None else placement.grid
+        if grid is not None:
+            check_ratio(grid, block_state.height, block_state.width)
         if original.ndim == 5 and latents.ndim != 5:
             original = original.squeeze(2)
         if original.shape[1:] != latents.shape[1:]:
             if original.ndim == 3:  # packed already
-                raise diffdiff_layout.other_grid(block_state.latent_grid, latents)
-            original = self.layout(original, latents)
+                raise diffdiff_layout.other_grid(grid or original.shape[1:], latents)
+            original = self.family.layout(original, latents)
         # in the wider of both: what upstream noises in float32 must not be rounded here
         original = original.to(torch.promote_types(original.dtype, latents.dtype))
         return diffdiff_trajectory.for_each_output(original, len(latents))
@@ -155,27 +112,50 @@ class DiffDiffPrepareStep(ModularPipelineBlocks):
         alpha, sigma = block_state.level_alphas[0], block_state.level_sigmas[0]
         return diffdiff_trajectory.recover_noise(block_state.latents, original, alpha, sigma)
 
-    def keep(self, components, block_state, original: torch.Tensor) -> torch.Tensor:
+    def keep(self, components, block_state, placement, original: torch.Tensor) -> torch.Tensor:
         """`keep` on the original's grid, (maps, 1, rows, columns)."""
-        grid = getattr(block_state, "latent_grid", None) or tuple(original.shape[-2:])
-        canvas = getattr(block_state, "padded_size", None) or tuple(
-            side * diffdiff_pixels.cell_of(components) for side in grid
-        )
-        size = block_state.image_size or canvas
-        maps = diffdiff_map.load_maps(block_state.diffdiff_map)
-        if block_state.whole_map is None:  # of a map that was cut, the whole one has been looked at
-            given = getattr(block_state, "image_as_given", None)  # its ratio counts, not that of what it is brought to
-            shown = size if given is None else diffdiff_pixels.size_of(diffdiff_pixels.split_images(given)[0])
-            diffdiff_map.warn_of_stretching(maps, *shown)
-        keep = diffdiff_map.keep_from_maps(maps, size, grid, canvas, block_state.invert_diffdiff_map)
-        return diffdiff_map.turn_down(keep, block_state.strength)
+        grid = tuple(original.shape[-2:]) if placement is None or placement.grid is None else placement.grid
+        if placement is None:
+            keeps = diffdiff_map.read_maps(
+                block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength
+            )
+            size = tuple(side * diffdiff_placement.cell_of(components) for side in grid)
+            diffdiff_map.warn_of_stretching(keeps, *size)
+            placement = diffdiff_placement.Placement.of([], keeps, size)
+        return diffdiff_map.keep_on_grid(placement.keeps_in_box(), placement.size, grid, placement.canvas)
 
 
-def check_ratio(block_state) -> None:
+def check_ratio(grid: tuple[int, int], height: int | None, width: int | None) -> None:
     """Refuses a run at another ratio than the original's: tokens of a transposed grid are as many."""
-    grid, size = block_state.latent_grid, (block_state.height, block_state.width)
-    if grid is not None and None not in size and grid[0] * size[1] != grid[1] * size[0]:
-        raise ValueError(
-            f"The original is encoded on a grid of {grid[0]} x {grid[1]}, and the run is for {size[0]} x {size[1]} "
+    if None not in (height, width) and grid[0] * width != grid[1] * height:
+        raise BadInputError(
+            f"The original is encoded on a grid of {grid[0]} x {grid[1]}, and the run is for {height} x {width} "
             "pixels (height x width); what is kept must lie where it was, so let `height` and `width` follow the image."
         )
+
+
+class DiffDiffSkipFrozenStep(diffdiff_block.DiffDiffBlock):
+    """Right before a loop: starts the run at the first step in which the change map releases anything.
+
+    Until then nothing would be computed that is not overwritten. The run starts as image-to-image starts for its
+    strength, from the original on that step's noise level. Where everything is kept, nothing is left to run.
+    """
+
+    needs = ("timesteps", "latents", *diffdiff_loop.TRAJECTORY_INPUTS)
+    gives = ("timesteps", "num_inference_steps", "latents", "release_steps", "level_alphas", "level_sigmas")
+
+    def run(self, components, block_state, state) -> None:
+        scheduler = components.scheduler
+        steps = -(-len(block_state.timesteps) // scheduler.order)
+        skipped = min(block_state.release_steps.min().item(), steps)
+        if skipped:
+            evaluations = min(skipped * scheduler.order, len(block_state.timesteps))
+            begin = evaluations + len(scheduler.timesteps) - len(block_state.level_alphas) + 1
+            if hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(begin)
+            block_state.timesteps = block_state.timesteps[evaluations:]
+            block_state.release_steps = block_state.release_steps - skipped
+            block_state.level_alphas = block_state.level_alphas[evaluations:]
+            block_state.level_sigmas = block_state.level_sigmas[evaluations:]
+            diffdiff_loop.put_frozen_on_level(block_state, step=-1, level=0)
+        block_state.num_inference_steps = len(block_state.timesteps)

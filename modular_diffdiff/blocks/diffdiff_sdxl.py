@@ -1,11 +1,10 @@
-"""What is SDXL's own in differential diffusion."""
+"""What is SDXL's own in differential diffusion: pairing, hand-over, latents that are noised already, and its loops."""
 
 from __future__ import annotations
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines import AutoPipelineBlocks
-from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import (
     StableDiffusionXLImg2ImgPrepareLatentsStep,
     StableDiffusionXLInputStep,
@@ -18,46 +17,30 @@ from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
     StableDiffusionXLLoopBeforeDenoiser,
     StableDiffusionXLLoopDenoiser,
 )
-from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLVaeEncoderStep
 from diffusers.utils.torch_utils import randn_tensor
 
-from . import diffdiff_docs, diffdiff_loop, diffdiff_pixels, diffdiff_prepare, diffdiff_trajectory
+from . import diffdiff_block, diffdiff_docs, diffdiff_fit, diffdiff_loop, diffdiff_prepare, diffdiff_trajectory
 
 
-class SDXLDiffDiffVaeEncoderStep(diffdiff_docs.Documented, StableDiffusionXLVaeEncoderStep):
-    """Upstream's encoder step for images of any size, and for one generator an output."""
+TRAITS = diffdiff_block.FamilyTraits(
+    patch=1,
+    sized=True,
+    encodes_once=True,
+    texts=("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"),
+    embeddings=(
+        "prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    ),
+)
 
-    @property
-    def description(self) -> str:
-        return (
-            "Step that encodes the image into latents. Its size need not fill whole latent cells: it is padded on the "
-            "right and below, by reflection."
-        )
 
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [diffdiff_docs.output_param("image_latents"), diffdiff_docs.output_param("image_size")]
+class SDXLDiffDiffFitStep(diffdiff_fit.DiffDiffFitStep):
+    """`DiffDiffFitStep` for SDXL's prompts and latents."""
 
-    @torch.no_grad()
-    def __call__(self, components, state):
-        block_state = self.get_block_state(state)
-        dtype = block_state.dtype if block_state.dtype is not None else components.vae.dtype
-        # upstream's rounds sizes down to whole cells, and does not convert greyscale images
-        processor = VaeImageProcessor.from_config(
-            components.image_processor.config, vae_scale_factor=1, do_convert_rgb=True
-        )
-        pixels = processor.preprocess(
-            block_state.image, block_state.height, block_state.width, **(block_state.preprocess_kwargs or {})
-        )
-        block_state.image_size = tuple(pixels.shape[-2:])
-        pixels = diffdiff_pixels.pad_to_multiple(pixels, components.vae_scale_factor)
-        if isinstance(block_state.generator, list):
-            pixels = diffdiff_trajectory.for_each_output(pixels, len(block_state.generator))
-        block_state.image_latents = self._encode_vae_image(
-            components, pixels.to(components._execution_device, dtype), block_state.generator
-        )
-        self.set_block_state(state, block_state)
-        return components, state
+    model_name = "stable-diffusion-xl"
+    family = TRAITS
 
 
 class SDXLDiffDiffInputStep(diffdiff_docs.Documented, StableDiffusionXLInputStep):
@@ -86,10 +69,6 @@ class SDXLDiffDiffSetTimestepsStep(diffdiff_docs.Documented, StableDiffusionXLSe
     """Text-to-image's whole schedule, or its part from `denoising_start` to `denoising_end`, at whole steps."""
 
     @property
-    def description(self) -> str:
-        return "Step that sets the scheduler's timesteps: the whole schedule, or its part between two shares of it."
-
-    @property
     def inputs(self) -> list[InputParam]:
         return [*super().inputs, diffdiff_docs.input_param("denoising_start")]
 
@@ -107,7 +86,6 @@ class SDXLDiffDiffSetTimestepsStep(diffdiff_docs.Documented, StableDiffusionXLSe
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
         state.set("timesteps", timesteps)
-        state.set("num_inference_steps", -(-len(timesteps) // scheduler.order))
         return components, state
 
 
@@ -120,36 +98,13 @@ class SDXLDiffDiffPrepareLatentsStep(diffdiff_prepare.DiffDiffPrepareStep):
     model_name = "stable-diffusion-xl"
 
     @property
-    def description(self) -> str:
-        return (
-            "Step that noises the original's latents to the first level, and prepares what the change map needs in the "
-            "loop: the step at which each element is released, and the noise levels of the original's trajectory."
-        )
-
-    @property
     def expected_components(self) -> list[ComponentSpec]:
         return StableDiffusionXLImg2ImgPrepareLatentsStep().expected_components
 
-    @property
-    def inputs(self) -> list[InputParam]:
-        optional = (
-            "invert_diffdiff_map",
-            "strength",
-            "diffdiff_schedule",
-            "image_size",
-            "whole_map",
-            "latents",
-            "noise",
-            "generator",
-            "num_images_per_prompt",
-        )
-        required = ("diffdiff_map", "image_latents", "timesteps", "batch_size", "dtype")
-        return [
-            *(diffdiff_docs.input_param(name, required=True) for name in required),
-            *(diffdiff_docs.input_param(name) for name in optional),
-        ]
+    needs = ("diffdiff_map", "image_latents", "timesteps", "batch_size", "dtype")
+    takes = (*diffdiff_prepare.MAP_SETTINGS, "latents", "noise", "generator", "num_images_per_prompt")
 
-    def bring_original(self, components, block_state) -> torch.Tensor:
+    def bring_original(self, components, block_state, placement) -> torch.Tensor:
         original = block_state.image_latents.to(components._execution_device, block_state.dtype)
         outputs = block_state.batch_size * block_state.num_images_per_prompt
         return diffdiff_trajectory.for_each_output(original, outputs)
@@ -166,20 +121,12 @@ class SDXLDiffDiffPrepareLatentsStep(diffdiff_prepare.DiffDiffPrepareStep):
         return super().bring_noise(components, block_state, original) if noise is None else noise
 
 
-class SDXLDiffDiffLoopBeforeDenoiser(StableDiffusionXLLoopBeforeDenoiser):
-    """Injection: what is frozen enters the step as the noised original of its level (paper, algorithm 1)."""
-
-    @property
-    def description(self) -> str:
-        return (
-            "Step within the denoising loop that overwrites the elements which the change map keeps frozen with the "
-            "noised original of this step, and scales the latents for the denoiser."
-        )
+class SDXLDiffDiffLoopBeforeDenoiser(diffdiff_docs.Documented, StableDiffusionXLLoopBeforeDenoiser):
+    """Overwrites what is frozen with the noised original (paper, algorithm 1), and scales latents for the denoiser."""
 
     @property
     def inputs(self) -> list[InputParam]:
-        names = ("latents", *diffdiff_loop.TRAJECTORY_INPUTS)
-        return [diffdiff_docs.input_param(name, required=True) for name in names]
+        return diffdiff_loop.DiffDiffInjectStep().inputs
 
     @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
@@ -187,41 +134,28 @@ class SDXLDiffDiffLoopBeforeDenoiser(StableDiffusionXLLoopBeforeDenoiser):
         return super().__call__(components, block_state, i=i, t=t)
 
 
+def _around(denoiser: type) -> list[type]:
+    """The blocks of a denoising loop with this denoiser."""
+    last = (diffdiff_loop.DiffDiffRestoreStep, diffdiff_loop.DiffDiffCheckFiniteStep)
+    return [SDXLDiffDiffLoopBeforeDenoiser, denoiser, StableDiffusionXLLoopAfterDenoiser, *last]
+
+
 class SDXLDiffDiffDenoiseLoop(
     diffdiff_docs.Documented, diffdiff_loop.DiffDiffLoop, StableDiffusionXLDenoiseLoopWrapper
 ):
-    """SDXL's denoising loop under a change map."""
+    """SDXL's denoising loop, in which every latent element starts to change at the step that the map gives it.
 
-    block_classes = [
-        SDXLDiffDiffLoopBeforeDenoiser,
-        StableDiffusionXLLoopDenoiser,
-        StableDiffusionXLLoopAfterDenoiser,
-        diffdiff_loop.DiffDiffRestoreStep,
-    ]
-    block_names = ["before_denoiser", "denoiser", "after_denoiser", "restore"]
+    Without `restore` it is the paper's algorithm.
+    """
 
-    @property
-    def description(self) -> str:
-        return (
-            "Denoising loop in which every latent element starts to change at the step that the change map gives it. "
-            "Each step runs `before_denoiser`, `denoiser`, `after_denoiser` and `restore`; without `restore` it is the "
-            "paper's algorithm."
-        )
+    block_classes = _around(StableDiffusionXLLoopDenoiser)
+    block_names = ["before_denoiser", "denoiser", "after_denoiser", "restore", "check_finite"]
 
 
 class SDXLDiffDiffControlNetDenoiseLoop(SDXLDiffDiffDenoiseLoop):
-    """The same loop, with upstream's ControlNet denoiser; serves ControlNet and ControlNet-Union."""
+    """The same loop, in which a ControlNet or ControlNet-Union steers what is released."""
 
-    block_classes = [
-        SDXLDiffDiffLoopBeforeDenoiser,
-        StableDiffusionXLControlNetLoopDenoiser,
-        StableDiffusionXLLoopAfterDenoiser,
-        diffdiff_loop.DiffDiffRestoreStep,
-    ]
-
-    @property
-    def description(self) -> str:
-        return f"{super().description} What is released is steered by a ControlNet or ControlNet-Union."
+    block_classes = _around(StableDiffusionXLControlNetLoopDenoiser)
 
 
 class SDXLDiffDiffAutoDenoiseStep(diffdiff_docs.Documented, AutoPipelineBlocks):
@@ -230,10 +164,3 @@ class SDXLDiffDiffAutoDenoiseStep(diffdiff_docs.Documented, AutoPipelineBlocks):
     block_classes = [SDXLDiffDiffControlNetDenoiseLoop, SDXLDiffDiffDenoiseLoop]
     block_names = ["controlnet_denoise", "denoise"]
     block_trigger_inputs = ["controlnet_cond", None]
-
-    @property
-    def description(self) -> str:
-        return (
-            "Denoising loop under a change map: `SDXLDiffDiffControlNetDenoiseLoop` with a control image, "
-            "`SDXLDiffDiffDenoiseLoop` otherwise."
-        )

@@ -113,6 +113,25 @@ def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:
         )
 
 
+def check_finite(sums: torch.Tensor, timesteps: torch.Tensor) -> None:
+    """Refuses a run in which the model has answered with NaN or infinity.
+
+    Args:
+        sums: (T,) the sum of all latents after each evaluation.
+        timesteps: (T,) the timestep of each.
+
+    Raises:
+        FloatingPointError: Naming the first timestep after which the latents were not finite.
+    """
+    lost = (~sums.isfinite()).nonzero()
+    if len(lost):
+        first = lost[0].item()
+        raise FloatingPointError(
+            f"The model's answer at timestep {timesteps[first].item():g}, evaluation {first + 1} of {len(timesteps)}, "
+            "made latents that are not finite; float16 can overflow where bfloat16 and float32 do not."
+        )
+
+
 def recover_noise(
     latents: torch.Tensor, image_latents: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
 ) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Control images of scenes, as the ControlNets of `still_life` were trained on them."""
+"""Control images of scenes, as the ControlNets of `still_life` were trained on them; needs `pip install kornia`."""
 
 from __future__ import annotations
 

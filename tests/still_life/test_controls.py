@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modular_diffdiff.still_life import controls
+from modular_diffdiff.still_life import EDGES, controls
 from modular_diffdiff.still_life.scene import KINDS, SIZE, Scene, render
 
 
@@ -30,6 +30,11 @@ def test_a_plain_picture_has_no_edges(grey):
 def test_an_outline_does_not_depend_on_the_background(kind):
     scene = Scene(kind, "red", "striped", seed=3)
     assert controls.outline(scene).tobytes() == controls.outline(replace(scene, background="checked")).tobytes()
+
+
+def test_the_edges_in_the_package_are_a_scenes():
+    drawn = controls.outline(Scene("bottle", "blue", "plain", light=0.3))
+    assert Image.open(EDGES).convert("RGB").tobytes() == drawn.tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,120 @@
+"""Back: results come back at the image's size, and what is kept as it was."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from . import diffdiff_block, diffdiff_map, diffdiff_pixels
+
+
+class DiffDiffCropStep(diffdiff_block.DiffDiffBlock):
+    """Cuts off what was padded before encoding, so that pictures come back at the image's size."""
+
+    needs, takes, gives = ("images", "placement"), ("output_type",), ("images", "placement")
+
+    def run(self, components, block_state, state) -> None:
+        if block_state.output_type != "latent":
+            images, pil, pt = block_state.images, block_state.output_type == "pil", block_state.output_type == "pt"
+            whole = images[0].size[::-1] if pil else images.shape[2:] if pt else images.shape[1:3]
+            height, width = block_state.placement.shown(*whole)
+            if pil:
+                block_state.images = [image.crop((0, 0, width, height)) for image in images]
+            else:
+                block_state.images = images[..., :height, :width] if pt else images[:, :height, :width]
+            block_state.placement = replace(block_state.placement, canvas=block_state.placement.size)
+
+
+class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
+    """With `overlay` or `padding_map_crop`, lays the original over the edit where the map keeps it whole.
+
+    There the results have its pixels, byte for byte, which have been through no autoencoder, and its size.
+    """
+
+    needs, gives = ("images", "placement"), ("images",)
+    takes = ("overlay", "overlay_feather", "padding_map_crop", "diffdiff_schedule", "output_type")
+
+    def run(self, components, block_state, state) -> None:
+        placement = block_state.placement
+        if block_state.overlay or block_state.padding_map_crop is not None:
+            outputs = _arrays(block_state.images, block_state.output_type)
+            # what is padded is no part of the picture
+            shown = [placement.shown(*edited.shape[:2]) for edited in outputs]
+            outputs = [edited[:height, :width] for edited, (height, width) in zip(outputs, shown, strict=True)]
+            originals = _for_each(placement.originals, len(outputs))
+            keeps = [diffdiff_map.resize_map(keep, *placement.whole)[0, 0] for keep in placement.keeps]
+            kept = [self.kept(components, block_state, keep) for keep in keeps]
+            self.warn_of_nothing_kept(keeps, kept)
+            results = [
+                _paste(original, edited, keep, kept, placement.box, block_state.overlay_feather)
+                for original, edited, keep, kept in zip(
+                    originals, outputs, _for_each(keeps, len(outputs)), _for_each(kept, len(outputs)), strict=True
+                )
+            ]
+            block_state.images = _as_output(results, originals, block_state)
+
+    def kept(self, components, block_state, keep: torch.Tensor) -> torch.Tensor:
+        """(H, W) bool: what the run has never released."""
+        schedule = components.scheduler.timesteps[:: components.scheduler.order].cpu()
+        return diffdiff_map.kept_whole(keep, block_state.diffdiff_schedule, schedule)
+
+    def warn_of_nothing_kept(self, keeps: list[torch.Tensor], kept: list[torch.Tensor]) -> None:
+        if not any(mask.any() for mask in kept):
+            maximum = max(keep.max().item() for keep in keeps)
+            warnings.warn(
+                f"`diffdiff_map` keeps nothing whole, its maximum is {maximum:.3g}: there is nothing to lay over.",
+                stacklevel=2,
+            )
+
+
+def _for_each(items: list, outputs: int) -> list:
+    """The item of each output: the outputs of one prompt lie together."""
+    return [items[k * len(items) // outputs] for k in range(outputs)]
+
+
+def _arrays(images: Any, output_type: str) -> list[np.ndarray]:
+    """Each output as an array (H, W, 3): uint8 of PIL images, floats in [0, 1] of the others."""
+    if output_type == "pt":
+        images = images.permute(0, 2, 3, 1).float().cpu().numpy()
+    return [np.asarray(image)[..., :3] for image in images]  # without the alpha that some autoencoders make
+
+
+def _paste(
+    original: Any,
+    edited: np.ndarray,
+    keep: torch.Tensor,
+    kept: torch.Tensor,
+    box: diffdiff_pixels.Box,
+    feather: int,
+) -> np.ndarray:
+    """The whole original, with the edited box in it wherever its weight is less than 1."""
+    left, top, right, bottom = box
+    whole = diffdiff_pixels.to_dtype(diffdiff_pixels.as_array(original), edited.dtype).copy()
+    if edited.shape[:2] != (bottom - top, right - left):
+        edited = diffdiff_pixels.resize_array(edited, bottom - top, right - left)
+    # what is kept beside the box counts for the seam too
+    outer = max(left - feather, 0), max(top - feather, 0), right + feather, bottom + feather
+    keep, kept = (diffdiff_pixels.cut(values[None], outer)[0] for values in (keep, kept))
+    weights = diffdiff_pixels.original_weights(keep, kept, feather)[top - outer[1] :, left - outer[0] :]
+    weights = weights[: bottom - top, : right - left].numpy()
+    whole[top:bottom, left:right] = diffdiff_pixels.lay_over(whole[top:bottom, left:right], edited, weights)
+    return whole
+
+
+def _as_output(results: list[np.ndarray], originals: list[Any], block_state) -> Any:
+    """Arrays (H, W, 3) in the form asked for; PIL images with the alpha channel that their original has."""
+    if block_state.output_type == "np":
+        return np.stack(results)
+    if block_state.output_type == "pt":
+        images = block_state.images
+        return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2).to(images.device, images.dtype)
+    pictures = [PIL.Image.fromarray(result) for result in results]
+    for picture, original in zip(pictures, originals, strict=True):
+        if isinstance(original, PIL.Image.Image) and original.has_transparency_data:
+            picture.putalpha(original.convert("RGBA").getchannel("A"))
+    return pictures

@@ -1,0 +1,129 @@
+"""Front: where the picture lies in what the model sees, and cutting it to what changes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import PIL.Image
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+from . import diffdiff_block, diffdiff_checks, diffdiff_map, diffdiff_pixels
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the picture lies in what the model sees. Sizes are (height, width) in pixels.
+
+    Attributes:
+        originals: The pictures as given, all of one size, for `overlay`; empty where `image_latents` is given alone.
+        keeps: The change maps as they count, white (1) keeps; a (1, 1, H, W) each, of any size, stretched to `whole`.
+        whole: Size of the originals.
+        box: The part of them that is edited, (left, top, right, bottom).
+        size: The size that this part is edited at.
+        canvas: `size` with the padding on the right and below, as the encoder gets it; `size` again behind `crop`.
+        grid: Rows and columns of the latents that the encoder made of it, None before it has run.
+    """
+
+    originals: list[Any]
+    keeps: list[torch.Tensor]
+    whole: tuple[int, int]
+    box: diffdiff_pixels.Box
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+    grid: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, originals: list[Any], keeps: list[torch.Tensor], size: tuple[int, int]) -> Placement:
+        """Pictures of this size, edited whole and at their size."""
+        return cls(originals, keeps, size, (0, 0, size[1], size[0]), size, size)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether only a part of the pictures is edited."""
+        return self.box != (0, 0, self.whole[1], self.whole[0])
+
+    def keeps_in_box(self) -> list[torch.Tensor]:
+        """The maps of the part that is edited, a (1, 1, H, W) each."""
+        if not self.is_cut:
+            return self.keeps
+        return [
+            diffdiff_pixels.cut(diffdiff_map.resize_map(keep, *self.whole)[0], self.box)[None] for keep in self.keeps
+        ]
+
+    def shown(self, height: int, width: int) -> tuple[int, int]:
+        """Of a result of this size, what shows the image; a model that sizes what it gets sizes the padding too."""
+        sides = zip(self.size, self.canvas, (height, width), strict=True)
+        return tuple(round(image * result / canvas) for image, canvas, result in sides)
+
+
+def cell_of(components) -> int:
+    """Pixels that a latent element is high and wide; 1 where latents are pixels."""
+    return getattr(components, "vae_scale_factor", 1)
+
+
+class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
+    """Reads the change maps once, inverts them and turns them down as asked, and notes where the picture lies."""
+
+    needs, takes = ("diffdiff_map",), ("image", "invert_diffdiff_map", "strength")
+    gives = ("image", "placement")
+
+    def run(self, components, block_state, state) -> None:
+        keeps = diffdiff_map.read_maps(block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength)
+        pictures = [] if block_state.image is None else diffdiff_pixels.split_images(block_state.image)
+        pictures = [diffdiff_pixels.in_unit_range(picture) for picture in pictures]
+        size = diffdiff_pixels.size_of(pictures[0]) if pictures else self.size_of_latents(components, state)
+        diffdiff_checks.check_count("diffdiff_map", len(keeps), diffdiff_checks.count_prompts(state) or len(keeps))
+        diffdiff_map.warn_of_stretching(keeps, *size)
+        block_state.image = pictures or None
+        block_state.placement = Placement.of(pictures, keeps, size)
+
+    def size_of_latents(self, components, state) -> tuple[int, int]:
+        """Size in pixels of a picture that is given as latents alone."""
+        rows, columns = state.get(self.family.original).shape[-2:]
+        cell = cell_of(components)
+        return state.get("height") or rows * cell, state.get("width") or columns * cell
+
+
+class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
+    """With `padding_map_crop`, cuts the image to the box that changes and the padding around it.
+
+    A small edit of a large picture then costs what a small picture costs; `overlay` puts the edited box back.
+    """
+
+    needs, takes = ("placement",), ("image", "padding_map_crop", "diffdiff_schedule", "height", "width")
+    gives = ("image", "placement")
+
+    def run(self, components, block_state, state) -> None:
+        if block_state.padding_map_crop is not None:
+            box = self.box(components, block_state, steps_of(state))
+            left, top, right, bottom = box
+            block_state.image = [diffdiff_pixels.cut(image, box) for image in block_state.image]
+            block_state.placement = replace(
+                block_state.placement, box=box, size=(bottom - top, right - left), canvas=(bottom - top, right - left)
+            )
+
+    def box(self, components, block_state, steps: int | None) -> diffdiff_pixels.Box:
+        """The box of all that the run will release in any of the maps."""
+        whole, padding = block_state.placement.whole, block_state.padding_map_crop
+        keeps = torch.cat([diffdiff_map.resize_map(keep, *whole) for keep in block_state.placement.keeps])
+        if block_state.diffdiff_schedule == "step" and steps is not None:
+            kept = diffdiff_map.kept_whole(keeps, "step", torch.arange(steps))
+        else:  # no noise level is known yet
+            kept = keeps >= 1 - diffdiff_map.KEEP_TOLERANCE
+        changed = ~kept[:, 0].all(0)
+        if not changed.any():
+            warnings.warn("`diffdiff_map` changes nothing: the image comes back as it was.", stacklevel=2)
+        elif block_state.height is not None and block_state.width is not None:
+            # upstream's box has the ratio of the size that it is edited at
+            mask = PIL.Image.fromarray(changed.numpy())
+            return VaeImageProcessor.get_crop_region(mask, block_state.width, block_state.height, padding)
+        return diffdiff_pixels.box_around(changed, padding, cell_of(components))
+
+
+def steps_of(state) -> int | None:
+    """The number of steps of the whole schedule, as far as it is known before the schedule is made."""
+    given = next((state.get(name) for name in ("timesteps", "sigmas") if state.get(name) is not None), None)
+    return state.get("num_inference_steps") if given is None else len(given)
