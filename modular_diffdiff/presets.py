@@ -5,7 +5,7 @@ from .blocks.diffdiff_versions import NEEDED
 
 # isort: split
 
-from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict, format_workflow
+from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
 from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise, decoders, denoise, encoders
 from diffusers.modular_pipelines.stable_diffusion_xl import modular_blocks_stable_diffusion_xl as automatic
 
@@ -13,7 +13,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl import modular_blocks_stabl
 from .blocks.diffdiff_block import DiffDiffBlock
 from .blocks.diffdiff_checks import check_count
 from .blocks.diffdiff_docs import INPUTS
-from .blocks.diffdiff_family import DiffDiffSequentialBlocks, FamilyDiffDiffAutoBlocks
+from .blocks.diffdiff_family import METHOD, DiffDiffSequentialBlocks, FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_fit import DiffDiffAutoFitControlStep
 from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
@@ -98,9 +98,6 @@ insert_before(DIFFDIFF_AUTO_BLOCKS, "text_encoder", "ip_adapter", automatic.Stab
 DIFFDIFF_AUTO_BLOCKS["denoise"] = SDXLDiffDiffAutoDenoiseStep
 
 
-_METHOD = """\
-Differential diffusion with SDXL (Levin and Fried, arXiv 2306.00950): every pixel of an edit has its own strength, given
-by a change map. White keeps the original, black lets everything change."""
 _EXAMPLE = """
 
 Example:
@@ -127,11 +124,12 @@ class SDXLDiffDiffBlocks(DiffDiffSequentialBlocks):
     block_classes = list(DIFFDIFF_BLOCKS.values())
     block_names = list(DIFFDIFF_BLOCKS)
     _workflow_map = {"diffdiff": {"prompt": True, "image": True, "diffdiff_map": True}}
-    description = _METHOD + _EXAMPLE
+    description = METHOD + _EXAMPLE
 
 
 class SDXLDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
-    """With SDXL, ControlNet and IP-Adapter: `DIFFDIFF_AUTO_BLOCKS`; without a map, all of upstream's workflows."""
+    """With SDXL: with a `control_image` (and a `control_mode`, for a union) a ControlNet steers what changes, with an
+    `ip_adapter_image` an IP-Adapter does. Without a map, all of upstream's workflows."""
 
     upstream = automatic.StableDiffusionXLAutoBlocks
     family = TRAITS
@@ -141,8 +139,4 @@ class SDXLDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
 
     @property
     def description(self) -> str:
-        return (
-            f"{_METHOD}\nWith a `control_image` (and a `control_mode`, for a union) a ControlNet steers what changes, "
-            "with an `ip_adapter_image`\nan IP-Adapter does; the map decides how much of it shows where. Without a map "
-            f"these are diffusers' own blocks.{_EXAMPLE}\n\n{format_workflow(self._workflow_map)}"
-        )
+        return super().description + _EXAMPLE

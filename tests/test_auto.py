@@ -39,6 +39,7 @@ from modular_diffdiff import (
     DIFFDIFF_CONTROLNET_BLOCKS,
     IMAGE2IMAGE_BLOCKS,
     TEXT2IMAGE_BLOCKS,
+    BadInputError,
     SDXLDiffDiffAutoBlocks,
     SDXLDiffDiffAutoDenoiseStep,
     SDXLDiffDiffDenoiseLoop,
@@ -585,7 +586,91 @@ def test_our_loop_goes_into_upstreams_automatic_blocks(parts, controlnet):
     assert torch.equal(steered.latents, ours.latents)
 
 
+# Without a map
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image": None, "height": 32, "width": 32},
+        {"strength": 0.5},
+        {"mask_image": picture(seed=3).convert("L")},
+        {"mask_image": picture(seed=3).convert("L"), "padding_mask_crop": 4},
+        {"control_image": picture(seed=5)},
+        {"ip_adapter_image": picture(seed=6)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_without_a_map_the_blocks_are_upstreams_bit_for_bit(parts, controlnet, options):
+    parts["controlnet"] = controlnet
+    results = []
+    for blocks in (SDXLDiffDiffAutoBlocks(), StableDiffusionXLAutoBlocks()):
+        pipe = build(blocks, parts)
+        if "ip_adapter_image" in options:
+            pipe.load_ip_adapter(adapter_weights(parts["unet"], 0), subfolder="", weight_name="")
+        given = {"prompt": "a green pear", "image": picture(), "num_inference_steps": 4, "generator": seeded()}
+        results.append(np.asarray(pipe(**given | options, output="images")[0]))
+        if "ip_adapter_image" in options:
+            pipe.unload_ip_adapter()
+    np.testing.assert_array_equal(*results)
+
+
+# What upstream takes
+
+
+def test_a_control_image_may_mark_pixels_with_minus_one(parts, controlnet):
+    """As inpainting ControlNets have it; with a black map this is upstream's image-to-image with a ControlNet."""
+    control = torch.rand(1, 3, 32, 32, generator=seeded(9))
+    control[..., 8:24, 8:24] = -1
+    parts["controlnet"] = controlnet
+    ours = run(automatic(parts), diffdiff_map=torch.zeros(32, 32), control_image=control)
+    theirs = build(StableDiffusionXLAutoBlocks(), parts)
+    given = {"prompt": "a green pear", "image": picture(), "num_inference_steps": 3, "generator": seeded()}
+    expected = theirs(**given, control_image=control, strength=1.0, output_type="latent")
+    assert torch.equal(ours.latents, expected.latents)
+
+
+@pytest.mark.parametrize("form", ["tensor", "array"])
+def test_an_image_in_minus_one_to_one_is_read_with_a_warning(parts, form):
+    pixels = torch.rand(3, 37, 29, generator=seeded(9))
+    image = pixels if form == "tensor" else pixels.permute(1, 2, 0).numpy()
+    keep = torch.cat([torch.ones(37, 15), torch.zeros(37, 14)], 1)
+    options = {"diffdiff_map": keep, "overlay": True, "output_type": "np"}
+    expected = run(automatic(parts), image=image, **options)
+    with pytest.warns(UserWarning, match=r"`image` has values from -.* is read as one in \[-1, 1\]"):
+        state = run(automatic(parts), image=2 * image - 1, **options)
+    assert relative(state.latents, expected.latents) < 1e-3
+    np.testing.assert_allclose(state.images, expected.images, atol=1e-3)
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"overlay": True},
+        {"overlay_feather": 2},
+        {"invert_diffdiff_map": True},
+        {"padding_map_crop": 0},
+        {"diffdiff_schedule": "timestep"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_needs_a_map_is_refused_without_one(parts, given):
+    with pytest.raises(BadInputError, match=f"`{next(iter(given))}` is .*a `diffdiff_map` alone, and there is none"):
+        run(automatic(parts), diffdiff_map=None, **given)
+
+
+def test_a_mask_beside_a_map_is_refused(parts):
+    with pytest.raises(BadInputError, match="`mask_image` is given together with `diffdiff_map`"):
+        run(automatic(parts), mask_image=picture().convert("L"))
+
+
+def test_the_ip_adapters_block_takes_its_input_along():
+    blocks = SDXLDiffDiffAutoBlocks().sub_blocks["diffdiff"]
+    blocks.sub_blocks.pop("ip_adapter")
+    assert "ip_adapter_image" not in blocks.input_names
 
 
 @pytest.mark.parametrize(

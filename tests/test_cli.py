@@ -1,5 +1,6 @@
 """The command line: what it makes, what it refuses, and what it leaves behind."""
 
+import copy
 import hashlib
 import http.server
 import json
@@ -556,12 +557,51 @@ def process(folder):
     return process
 
 
+EDIT = ("-m", "modular_diffdiff.cli", "edit", "photo.png", "map.png", "a pear", "--steps", "2", "--model")
+
+
 def test_what_a_block_refuses_ends_the_process_with_2_and_a_line(process, checkpoint):
-    Image.new("RGB", (4, 4)).save("dot.png")
-    ended = process("-m", "modular_diffdiff.cli", "edit", "dot.png", "map.png", "a pear", "--model", checkpoint)
+    strange = Path(still_life.COMPANIONS, "controlnet")
+    ended = process(*EDIT, checkpoint, "--control-image", "photo.png", "--controlnet", strange)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("Error: `image` is 4 x 4 pixels")
+    assert ended.stderr.startswith("Error: `controlnet` is 'a ControlNetModel for text embeddings of")
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_model_that_answers_with_nan_ends_the_process_with_1_and_a_line(process, tiny, tmp_path):
+    unet = copy.deepcopy(tiny["unet"])
+    torch.nn.init.constant_(unet.conv_out.bias, float("nan"))
+    StableDiffusionXLPipeline(**tiny | {"unet": unet}).save_pretrained(tmp_path / "spoilt")
+    Image.new("L", (WIDTH, HEIGHT)).save("map.png")
+    ended = process(*EDIT, tmp_path / "spoilt")
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if "it/s]" not in line]
+    assert len(said) == 1
+    assert said[0].startswith("Error: The model's answer at timestep 999, evaluation 1 of 2, made latents that are not")
+    assert not Path("photo-edit.png").exists()
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(process, checkpoint, tmp_path):
+    """A scheduler that raises a ValueError of its own is no mistake of the user's."""
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import diffusers, sys\n"
+        "def step(*_, **__): raise ValueError('a step that nobody foresaw')\n"
+        "diffusers.EulerDiscreteScheduler.step = step\n"
+        "from modular_diffdiff import cli\n"
+        "cli.main()\n"
+    )
+    ended = process(broken, *EDIT[2:], checkpoint)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "a step that nobody foresaw" in ended.stderr
+
+
+def test_the_demo_needs_no_edge_detector(process):
+    """kornia is for training and for benchmarks."""
+    planned = "from modular_diffdiff import demo; print(len(demo.plan_steered()))"
+    ended = process("-c", f"import sys; sys.modules['kornia'] = None; {planned}")
+    assert (ended.returncode, ended.stdout) == (0, "2\n"), ended.stderr
 
 
 def test_a_model_in_the_cache_of_the_hub(process, folder, checkpoint):

@@ -19,7 +19,15 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
-from modular_diffdiff import FamilyTraits, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks, add_diffdiff, catalog, families
+from modular_diffdiff import (
+    BadInputError,
+    FamilyTraits,
+    SDXLDiffDiffAutoBlocks,
+    SDXLDiffDiffBlocks,
+    add_diffdiff,
+    catalog,
+    families,
+)
 from modular_diffdiff.blocks.diffdiff_fit import size_and_canvas
 
 from .families import FAMILIES, LAYERED, MUSIC, NOT_OPENED, SHORT, TEXT_ONLY, VIDEO, denoiser_of, flow, parts_of
@@ -615,6 +623,17 @@ def test_without_a_map_a_pipeline_is_upstreams_bit_for_bit(name):
         assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("given", [{"overlay": True}, {"invert_diffdiff_map": True}, {"padding_map_crop": 8}])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_needs_a_map_is_refused_without_one(name, given):
+    blocks = CLASSES[name]()
+    for branch in blocks.sub_blocks.values():
+        for popped in FAMILIES[name].popped:
+            branch.sub_blocks.pop(popped)
+    with pytest.raises(BadInputError, match=f"`{next(iter(given))}` is .*runs take with a `diffdiff_map` alone"):
+        run(build(blocks, name), name, diffdiff_map=None, **given)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_whole_tree_with_a_map_is_its_workflow(name):
     blocks = CLASSES[name]()
@@ -635,7 +654,7 @@ def test_upstreams_workflows_are_kept_and_those_that_start_from_an_image_open(na
         assert shape_of(blocks.get_workflow(workflow_name))[1][1:] == shape_of(expected)[1]  # behind our check
     for workflow_name in opened:
         assert {"image", "diffdiff_map"} <= set(blocks.get_workflow(workflow_name).required_inputs)
-    with pytest.raises(ValueError, match="Workflow .inpaint. not found"):
+    with pytest.raises(ValueError, match=r"Workflow .inpaint. not found"):
         blocks.get_workflow("inpaint")
 
 

@@ -106,6 +106,10 @@ SDXL_MODULES = {"diffdiff_sdxl", "diffdiff_sdxl_checks"}
 SIBLINGS = re.compile(r"^from \. import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
 
 
+def test_the_sentences_know_nothing_of_the_blocks():
+    assert imported_by("diffdiff_docs") == set()
+
+
 def imported_by(module: str) -> set[str]:
     """The siblings that a module of `blocks/` imports, and those that they import."""
     lists = SIBLINGS.findall((PACKAGE / "blocks" / f"{module}.py").read_text())

@@ -336,3 +336,58 @@ def test_ten_edits_in_a_row_leave_every_other_pixel_as_it_was(tiny):
         (image,) = run(pipe, image=image, diffdiff_map=spot(48, 80, box), generator=seeded(k), overlay=True).images
     np.testing.assert_array_equal(as_file(image)[~edited], as_file(first)[~edited])
     assert (as_file(image)[edited] != as_file(first)[edited]).mean() > 0.9
+
+
+# Almost white
+
+
+def almost_white(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A map as JPEG leaves it: 252 of 255 where white was meant."""
+    keep = spot(height, width, box)
+    return np.where(keep == 1, 252, 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize("schedule", ["step", "timestep"])
+@pytest.mark.parametrize("crop", [None, 4])
+def test_what_the_run_never_releases_counts_as_kept(tiny, crop, schedule):
+    """In latents, box and overlay alike, and as if it were white."""
+    image, box = picture(120, 160), (70, 30, 90, 47)
+    options = {"overlay": True, "padding_map_crop": crop, "diffdiff_schedule": schedule, "num_inference_steps": 20}
+    grey, white = (
+        run(diffdiff(tiny), image=image, diffdiff_map=keep, **options)
+        for keep in (almost_white(120, 160, box), spot(120, 160, box))
+    )
+    np.testing.assert_array_equal(as_file(grey.images[0]), as_file(white.images[0]))
+    outside = spot(120, 160, box) == 1
+    np.testing.assert_array_equal(as_file(grey.images[0])[outside], as_file(image)[outside])
+    if crop is not None and schedule == "step":
+        assert grey.placement.box == white.placement.box
+
+
+def test_an_overlay_with_nothing_to_lay_over_says_what_the_map_has(tiny):
+    with pytest.warns(UserWarning, match=r"`diffdiff_map` keeps nothing whole, its maximum is 0\.6"):
+        run(diffdiff(tiny), image=picture(), diffdiff_map=np.full((32, 32), 0.6), overlay=True, num_inference_steps=4)
+
+
+GREYS = np.linspace(0, 1, 32).astype(np.float32).repeat(32).reshape(32, 32)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize(
+    ("greys", "steps", "lost"),
+    [
+        (np.full((32, 32), 0.8), 4, "greys of 0.8 that 4 steps never release"),
+        (np.array([[0.2, 0.8], [0.9, 1.0]]).repeat(16, 0).repeat(16, 1), 4, "greys of 0.8 to 0.9 that 4 steps"),
+        (np.full((32, 32), 0.75), 4, None),
+        (np.full((32, 32), 252 / 255), 50, None),  # JPEG's white
+        (GREYS, 25, None),
+    ],
+)
+def test_greys_that_few_steps_never_release_are_named_once(tiny, greys, steps, lost):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(diffdiff(tiny, guidance_scale=1.0), image=picture(), diffdiff_map=greys, num_inference_steps=steps)
+    said = [str(warning.message) for warning in caught if "never release" in str(warning.message)]
+    assert len(said) == (lost is not None)
+    if lost:
+        assert lost in said[0]

@@ -37,7 +37,7 @@ class FamilyTraits:
         area: The input that takes the area of the run in pixels, of models that would choose it.
         fixed: Inputs that a run with a map sets itself, and their values.
         texts: Inputs that hold a text for each prompt; `add_diffdiff` finds them.
-        embeddings: Inputs that hold the texts' embeddings, a row for each prompt; `add_diffdiff` finds them.
+        embeddings: What the texts are encoded as, a row for each prompt; `add_diffdiff` finds it.
         sized: Whether `height` and `width` are the size of the run, which follows the image otherwise; likewise found.
     """
 

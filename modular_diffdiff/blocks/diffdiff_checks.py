@@ -44,9 +44,9 @@ class Asked:
         """Whether a block makes this value from others; passing it on does not count."""
         return any(name in block.intermediate_output_names and name not in block.input_names for block in self.blocks)
 
-    def takes(self, name: str) -> bool:
-        """Whether a block takes this value from outside or from another block."""
-        return any(name in block.input_names for block in self.blocks)
+    def reads(self, name: str) -> bool:
+        """Whether a block works with this value; passing it on does not count."""
+        return any(name in block.input_names and name not in block.intermediate_output_names for block in self.blocks)
 
     @property
     def lays_over(self) -> str | None:
@@ -56,10 +56,11 @@ class Asked:
 
 def count_prompts(state) -> int | None:
     """The number of prompts, or of their embeddings; None where the model takes none."""
-    prompt, embeddings = state.get("prompt"), state.get("prompt_embeds")
-    if prompt is not None:
-        return 1 if isinstance(prompt, str) else len(prompt)
-    return None if embeddings is None else len(embeddings)
+    texts = state.get("prompt")
+    if texts is not None:
+        return 1 if isinstance(texts, str) else len(texts)
+    names = sorted((name for name in state.values if name.endswith("prompt_embeds")), key=len)  # negative ones last
+    return next((len(state.get(name)) for name in names if state.get(name) is not None), None)
 
 
 def check_count(name: str, count: int, prompts: int) -> None:
@@ -132,7 +133,7 @@ def check_overlay(asked: Asked) -> None:
     if "padding_map_crop" not in asked.given:
         return
     cuts = any({"padding_map_crop", "image"} <= set(block.input_names) for block in asked.blocks)
-    if not cuts or not asked.takes("overlay"):
+    if not cuts or not asked.reads("overlay"):
         gone = "overlay" if cuts else "crop_to_change"
         why = "one cuts the box out, the other puts it back"
         raise BadInputError(f"`padding_map_crop` is given, but `{gone}` was popped from the blocks: {why}.")
@@ -144,7 +145,7 @@ def check_overlay(asked: Asked) -> None:
 
 def check_texts(asked: Asked, texts: tuple[str, ...]) -> None:
     """Refuses texts that are none, more or fewer texts than prompts, and texts that nothing encodes."""
-    if not asked.makes("prompt_embeds"):
+    if not asked.reads("prompt"):
         for name in texts:
             if name in asked.given:
                 refuse(name, asked.get(name), "nothing, as no block encodes it: its embeddings are given")
@@ -161,20 +162,19 @@ def check_texts(asked: Asked, texts: tuple[str, ...]) -> None:
             raise BadInputError(f"`{name}` holds {len(text)}; it takes a text, or {prompts}: one for each prompt.")
 
 
-def check_embeddings(asked: Asked) -> None:
-    """Refuses embeddings that are missing, that would be overwritten, or that are more or fewer than the others."""
-    given = {name: value for name, value in asked.given.items() if name.endswith("prompt_embeds")}
-    if asked.makes("prompt_embeds"):
-        for name in given:
-            instead = "pop `text_encoder` from the blocks"
-            raise BadInputError(f"`{name}` is given, but `text_encoder` would overwrite it: {instead}.")
-    elif asked.takes("prompt_embeds"):
-        embeddings = given.get("prompt_embeds")
-        if not isinstance(embeddings, (torch.Tensor, list)) or len(embeddings) == 0:
-            refuse("prompt_embeds", embeddings, "embeddings, a row for each prompt, as nothing encodes a prompt")
-        for name, value in given.items():
-            if len(value) != len(embeddings):
-                raise BadInputError(f"`{name}` holds {len(value)}; `prompt_embeds` holds {len(embeddings)}.")
+def check_embeddings(asked: Asked, names: tuple[str, ...], prompts: int | None) -> None:
+    """Refuses embeddings that are missing, that would be overwritten, or that are more or fewer than prompts."""
+    needed = {name for block in asked.blocks for name in block.required_inputs}
+    for name in names:
+        value = asked.get(name)
+        if asked.makes(name):
+            if value is not None:
+                instead = "pop `text_encoder` from the blocks"
+                raise BadInputError(f"`{name}` is given, but `text_encoder` would overwrite it: {instead}.")
+        elif value is not None or name in needed:
+            if not isinstance(value, (torch.Tensor, list)) or len(value) == 0:
+                refuse(name, value, "embeddings, a row for each prompt, as nothing encodes a prompt")
+            check_count(name, len(value), prompts)
 
 
 def check_image(asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int | None) -> None:
@@ -196,9 +196,7 @@ def check_latents(asked: Asked, family: diffdiff_block.FamilyTraits, cell: int, 
     canvas = size = tuple(cell * cells for cells in original.shape[-2:])
     if "image" in asked.given:
         size = image_geometry(asked.get("image"), transparent=True)[1:]
-        # text encoders of edit models look at it too
-        reads = [block for block in asked.blocks if "image" in block.input_names]
-        if not asked.lays_over and all("image" in block.intermediate_output_names for block in reads):
+        if not asked.lays_over and not asked.reads("image"):  # text encoders of edit models do
             refuse("image", asked.get("image"), f"nothing, as no block encodes it: `{name}` is given")
     size = asked.get("height", size[0]), asked.get("width", size[1])
     least = [most - cell * family.patch for most in canvas]
@@ -316,8 +314,8 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
         check_values(asked)
         check_map(asked)
         check_texts(asked, self.family.texts)
-        check_embeddings(asked)
         prompts = count_prompts(state)
+        check_embeddings(asked, self.family.embeddings, prompts)
         check_overlay(asked)
         check_original(asked, self.family, getattr(components, "vae_scale_factor", 1), prompts)
         if "control_image" in asked.given:

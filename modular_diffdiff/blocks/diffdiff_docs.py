@@ -17,24 +17,14 @@ Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
 ChangeMap = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | list
 Text = str | list[str]
 
-# What an input is where it is not given; the others are None then.
+# What an input of ours is where it is not given; the others are None then.
 DEFAULTS: dict[str, Any] = {
     "invert_diffdiff_map": False,
-    "guess_mode": False,
     "overlay": False,
     "num_images_per_prompt": 1,
-    "num_inference_steps": 50,
-    "crops_coords_top_left": (0, 0),
-    "negative_crops_coords_top_left": (0, 0),
-    "aesthetic_score": 6.0,
-    "negative_aesthetic_score": 2.0,
-    "eta": 0.0,
     "output_type": "pil",
     "strength": 1.0,
     "diffdiff_schedule": "step",
-    "control_guidance_start": 0.0,
-    "control_guidance_end": 1.0,
-    "controlnet_conditioning_scale": 1.0,
     "overlay_feather": 0,
 }
 # name: (type, sentence)
@@ -154,7 +144,13 @@ _describe(
     prompt_embeds_mask="Which tokens of the text embeddings count.",
     negative_prompt_embeds_mask="Which tokens of the negative text embeddings count.",
     qwen_prompt_embeds="Text embeddings of Qwen, before they are conditioned.",
-    negative_qwen_prompt_embeds="The same of the negative prompt.",
+    qwen_attention_mask="Which of their tokens count.",
+    t5_input_ids="Tokens of the prompt, as T5 counts them.",
+    t5_attention_mask="Which of these tokens count.",
+    negative_qwen_prompt_embeds="Text embeddings of Qwen of the negative prompt.",
+    negative_qwen_attention_mask="Which of their tokens count.",
+    negative_t5_input_ids="Tokens of the negative prompt, as T5 counts them.",
+    negative_t5_attention_mask="Which of these tokens count.",
     mask="The mask on the latents' grid, as the inpainting workflows take it.",
     masked_image_latents="The encoded image without what the mask changes, for inpainting models.",
     processed_mask_image="The mask as the inpainting workflows take it.",
@@ -177,10 +173,7 @@ _describe(
     diffdiff_schedule="What the map's greys are compared with: 'step', the share of the steps that have been made "
     "(the paper), or 'timestep', the noise level, t_0 to 0 (ComfyUI).",
 )
-_describe(
-    list[PIL.Image.Image] | np.ndarray | torch.Tensor,
-    images="The edited images, in the form asked for.",
-)
+_describe(list[PIL.Image.Image] | np.ndarray | torch.Tensor, images="The edited images, in the form asked for.")
 _describe(
     torch.Tensor | list[torch.Tensor],
     prompt_embeds="Text embeddings, a row for each prompt; to give them yourself, take the text encoder out with "
@@ -206,33 +199,49 @@ _describe(
     crops_coords="Box (left, top, right, bottom) in pixels that the control image is cut to, instead of being fitted "
     "to the image.",
 )
-_describe(
-    list[float],
-    controlnet_keep="Whether the ControlNet acts in a step (1) or not (0), for every step.",
-)
+_describe(list[float], controlnet_keep="Whether the ControlNet acts in a step (1) or not (0), for every step.")
 _describe(
     list[torch.Tensor],
     ip_adapter_embeds="Image embeddings for each loaded IP-Adapter.",
     negative_ip_adapter_embeds="Their negative side, of the same shapes.",
     image_cond_latents="The encoded original, x0, in a list of one.",
 )
+# Between upstream's blocks.
 _describe(
-    torch.dtype,
-    dtype="Data type of the denoiser's inputs, that of the text embeddings.",
+    torch.Tensor,
+    control_type="Which control types are in use, as ones and zeros (outputs, types).",
+    add_time_ids="SDXL's time ids (sizes and crop), (outputs, 6).",
+    negative_add_time_ids="SDXL's time ids of the negative side, (outputs, 6).",
+    latent_timestep="The timestep to which image-to-image noises the image.",
+    image_cond_hidden_states="The encoded reference as the transformer takes it.",
+    image_cond_ids="Positions of the reference's tokens.",
+    latent_ids="Positions of the output's tokens.",
+    img_ids="Positions of the image's tokens.",
+    image_pad_mask="Which text tokens stand for the image.",
+    negative_image_pad_mask="Which tokens of the negative text stand for the image.",
+    guidance="The distilled guidance of each output.",
+    noise_pred="The model's answer in the last step.",
 )
+_describe(
+    list,
+    control_type_idx="The control types in use, for a ControlNet-Union.",
+    txt_seq_lens="Number of tokens of each prompt.",
+    negative_txt_seq_lens="Number of tokens of each negative prompt.",
+    condition_images="The reference as the autoencoder takes it.",
+    img_shapes="Frames, rows and columns of the output and of what it is conditioned on.",
+    resized_cond_image="The image at the size at which the text encoder looks at it.",
+    processed_image="The image as the autoencoder takes it, a tensor or a list of them.",
+    image_height="Height in pixels at which the image is encoded, or of each.",
+    image_width="Width in pixels at which the image is encoded, or of each.",
+    reference_crop="Box that shows the image within what is encoded; made by `vae_encoder`.",
+)
+_describe(torch.dtype, dtype="Data type of the denoiser's inputs, that of the text embeddings.")
 _describe(
     object,
     placement="Where the picture lies in what the model sees: originals, maps, box, sizes and grid; a "
     "`diffdiff_placement.Placement`.",
 )
-_describe(
-    list,
-    reference_crop="Box that shows the image within what is encoded; made by `vae_encoder`.",
-)
-_describe(
-    tuple[int, ...],
-    text_encoder_out_layers="The text encoder's layers whose states are the embeddings.",
-)
+_describe(tuple[int, ...], text_encoder_out_layers="The text encoder's layers whose states are the embeddings.")
 OUTPUTS: dict[str, tuple[Any, str]] = {
     "latents": (torch.Tensor, "Latents, as the denoising loop sees them: noised before it, edited behind it."),
     "timesteps": (torch.Tensor, "The timesteps that were run."),
@@ -254,22 +263,16 @@ def input_param(name: str, required: bool = False) -> InputParam:
 
 def output_param(name: str) -> OutputParam:
     """The output of this name, with its type and sentence; without them where the name is a user's own."""
-    type_hint, description = OUTPUTS.get(name) or INPUTS.get(name, (None, ""))
+    type_hint, description = (INPUTS | OUTPUTS).get(name, (None, ""))
     return OutputParam(name, type_hint, description)
 
 
-def document_input(param: InputParam) -> InputParam:
-    """An input of upstream's with the type and the sentence that it has here; what is not known speaks for itself."""
+def document(param: InputParam | OutputParam, sentences: dict[str, tuple[Any, str]]) -> InputParam | OutputParam:
+    """An input or output of upstream's with our type and sentence; what is not known here speaks for itself."""
     if param.name is None:
         return replace(param, type_hint=dict, description=KWARGS.get(param.kwargs_type, param.description))
-    type_hint, sentence = INPUTS.get(param.name, (param.type_hint, param.description))
+    type_hint, sentence = sentences.get(param.name, (param.type_hint, param.description))
     return replace(param, type_hint=type_hint, description=sentence)
-
-
-def document_output(param: OutputParam) -> OutputParam:
-    """The same of an output."""
-    known = OUTPUTS.get(param.name) or INPUTS.get(param.name, (param.type_hint, param.description))
-    return replace(param, type_hint=known[0], description=known[1])
 
 
 def summary(block: Any) -> str:
@@ -286,8 +289,8 @@ class Documented:
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [document_input(param) for param in super().inputs]
+        return [document(param, INPUTS) for param in super().inputs]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [document_output(param) for param in super().intermediate_outputs]
+        return [document(param, INPUTS | OUTPUTS) for param in super().intermediate_outputs]

@@ -17,7 +17,6 @@ from diffusers.modular_pipelines import (
 from diffusers.modular_pipelines.modular_pipeline_utils import (
     InputParam,
     InsertableDict,
-    OutputParam,
     combine_inputs,
     format_workflow,
 )
@@ -35,10 +34,12 @@ from . import (
 )
 
 
+METHOD = """\
+Differential diffusion (Levin and Fried, arXiv 2306.00950): every pixel of an edit has its own strength, given by
+a change map. White keeps the original, black lets everything change."""
 # What upstream calls a workflow that starts from an image, in a workflow's name.
 STARTS_FROM_IMAGE = re.compile("image2image|img2img|image_conditioned")
 TEXT = re.compile(r"(negative_)?prompt(_\d)?")
-EMBEDDINGS = re.compile(r".*prompt_embeds(_mask)?")
 # What blocks pass on and never make up: whoever needs one needs it from outside.
 PASSED_ON = re.compile(rf"{TEXT.pattern}|.*prompt_embeds|image|image_latents|diffdiff_map")
 
@@ -128,8 +129,11 @@ def _pop_makers(blocks: ModularPipelineBlocks, name: str) -> bool:
     for key, block in list(blocks.sub_blocks.items()):
         if _has_loop(block):
             return found or _pop_makers(block, name)
-        if name in block.intermediate_output_names and name not in block.input_names:
-            blocks.sub_blocks.pop(key)
+        if key in blocks.sub_blocks and name in set(block.intermediate_output_names) - set(block.input_names):
+            # in a workflow, steps lie flat, and the parts of one share its name
+            step = {other for other in blocks.sub_blocks if other.rpartition(".")[0] == key.rpartition(".")[0] != ""}
+            for part in {key} if any(_has_loop(blocks.sub_blocks[part]) for part in step) else {key} | step:
+                blocks.sub_blocks.pop(part)
             found = True
     return found
 
@@ -156,11 +160,14 @@ def _check_workflow(executed: SequentialPipelineBlocks, family: diffdiff_block.F
 
 def _complete(family: diffdiff_block.FamilyTraits, executed: SequentialPipelineBlocks) -> diffdiff_block.FamilyTraits:
     """The traits with what can be seen from outside."""
-    taken, made = executed.input_names, executed.intermediate_output_names
+    taken, steps = executed.input_names, executed.sub_blocks.values()
+    encoders = [
+        step for step in steps if "prompt" in step.input_names and "prompt" not in step.intermediate_output_names
+    ]
     return replace(
         family,
         texts=tuple(name for name in taken if TEXT.fullmatch(name)),
-        embeddings=tuple(name for name in made if EMBEDDINGS.fullmatch(name)),
+        embeddings=tuple(name for step in encoders for name in step.intermediate_output_names if not family.references),
         sized=family.sized or "strength" in taken,
         # the whole schedule runs, and the map alone decides where on it
         fixed=family.fixed | ({"strength": 1.0} if "strength" in taken else {}),
@@ -295,11 +302,6 @@ class DiffDiffSequentialBlocks(diffdiff_saving.SavedWithCode, diffdiff_docs.Docu
     def required_inputs(self) -> list[str]:
         return [name for name, required in required_of(self)[0].items() if required]
 
-    @property
-    def outputs(self) -> list[OutputParam]:
-        """What is of use behind the blocks; what upstream's hand to one another without a word is not."""
-        return [output for output in self.intermediate_outputs if output.description]
-
     def get_execution_blocks(self, **kwargs: Any) -> DiffDiffSequentialBlocks:
         executed = super().get_execution_blocks(**kwargs)
         return DiffDiffSequentialBlocks.of(executed.sub_blocks, self.model_name)
@@ -337,24 +339,20 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
 
     @property
     def description(self) -> str:
-        return (
-            "Differential diffusion (Levin and Fried, arXiv 2306.00950): every pixel of an edit has its own strength, "
-            "given by\na change map. White keeps the original, black lets everything change.\n"
-            f"{diffdiff_docs.summary(self)}\n\n{format_workflow(self._workflow_map)}"
-        )
+        return f"{METHOD}\n{diffdiff_docs.summary(self)}\n\n{format_workflow(self._workflow_map)}"
 
     available_workflows = SequentialPipelineBlocks.available_workflows
     get_workflow = SequentialPipelineBlocks.get_workflow
 
 
 def _workflows(known: dict[str, dict[str, bool]], triggers: tuple[str, ...]) -> dict[str, dict[str, bool]]:
-    """The blocks' own workflows, and with a map those of them that start from an image."""
+    """With a map, those of the blocks' workflows that start from an image; and all of their own."""
     opened = {"diffdiff": dict.fromkeys((*triggers, "diffdiff_map"), True)}
     for name, inputs in known.items():
         if isinstance(inputs, dict) and set(triggers) <= set(inputs) and "mask_image" not in inputs:
             renamed, replaced = STARTS_FROM_IMAGE.subn("diffdiff", name)
             opened[renamed if replaced else f"{name}_diffdiff"] = {**inputs, "diffdiff_map": True}
-    return dict(known) | opened
+    return opened | known
 
 
 class FamilyDiffDiffAutoBlocks(DiffDiffAutoBlocks):

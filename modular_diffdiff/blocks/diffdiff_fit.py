@@ -12,7 +12,7 @@ import torch
 from diffusers.modular_pipelines import AutoPipelineBlocks
 from diffusers.utils.torch_utils import unwrap_module
 
-from . import diffdiff_block, diffdiff_checks, diffdiff_pixels, diffdiff_placement, diffdiff_refusals
+from . import diffdiff_block, diffdiff_checks, diffdiff_docs, diffdiff_pixels, diffdiff_placement, diffdiff_refusals
 
 
 def size_and_canvas(
@@ -166,7 +166,7 @@ def takes_several(components, state) -> bool:
     return hasattr(unwrap_module(components.controlnet), "nets") or isinstance(state.get("control_mode"), list)
 
 
-class DiffDiffAutoFitControlStep(AutoPipelineBlocks):
+class DiffDiffAutoFitControlStep(diffdiff_docs.Documented, AutoPipelineBlocks):
     """`DiffDiffFitControlStep` where there is a control image."""
 
     block_classes = [DiffDiffFitControlStep]

@@ -24,6 +24,7 @@ KEEP_TOLERANCE = 1e-6
 # Greys as near to white as this pass for white: JPEG makes them of it.
 NEARLY_WHITE = 0.05
 
+BadInputError = diffdiff_refusals.BadInputError
 # damaged files end in any of these
 UNREADABLE = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 ACCEPTED = (
@@ -48,10 +49,10 @@ def load_maps(maps: Any) -> list[torch.Tensor]:
             anywhere, holds NaN or leaves [0, 1]. The message names `diffdiff_map`.
     """
     if maps is None:
-        raise diffdiff_refusals.BadInputError(f"`diffdiff_map` is missing; it takes {ACCEPTED}.")
+        raise BadInputError(f"`diffdiff_map` is missing; it takes {ACCEPTED}.")
     if isinstance(maps, (list, tuple)):
         if not maps:
-            raise diffdiff_refusals.BadInputError(f"`diffdiff_map` is an empty list; it takes {ACCEPTED}.")
+            raise BadInputError(f"`diffdiff_map` is an empty list; it takes {ACCEPTED}.")
         return [tensor for index, item in enumerate(maps) for tensor in _load_one(item, f"`diffdiff_map[{index}]`")]
     return _load_one(maps, "`diffdiff_map`")
 
@@ -66,12 +67,12 @@ def _load_one(item: Any, name: str) -> list[torch.Tensor]:
     elif isinstance(item, torch.Tensor):
         tensor = _check_tensor(item, name)
     else:
-        raise diffdiff_refusals.BadInputError(f"{name} is of type {type(item).__name__}; it takes {ACCEPTED}.")
+        raise BadInputError(f"{name} is of type {type(item).__name__}; it takes {ACCEPTED}.")
     if tensor.numel() == 0:
-        raise diffdiff_refusals.BadInputError(f"{name} has the shape {tuple(item.shape)} and holds no values.")
+        raise BadInputError(f"{name} has the shape {tuple(item.shape)} and holds no values.")
     low, high = tensor.aminmax()
     if not (low >= 0 and high <= 1):  # NaN compares false
-        raise diffdiff_refusals.BadInputError(
+        raise BadInputError(
             f"{name} has values from {low.item():g} to {high.item():g}; they must be numbers in [0, 1]."
         )
     return list(tensor.split(1))
@@ -82,9 +83,7 @@ def _open(path: str, name: str) -> PIL.Image.Image:
         # as it is: a conversion to RGB would clip 16-bit maps
         return load_image(path, convert_method=lambda image: image)
     except UNREADABLE as error:
-        raise diffdiff_refusals.BadInputError(
-            f"{name} is {path!r}, which cannot be read as an image: {error}"
-        ) from error
+        raise BadInputError(f"{name} is {path!r}, which cannot be read as an image: {error}") from error
 
 
 def _pil_to_numpy(image: PIL.Image.Image) -> np.ndarray:
@@ -97,7 +96,7 @@ def _pil_to_numpy(image: PIL.Image.Image) -> np.ndarray:
 
 def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4)):
-        raise diffdiff_refusals.BadInputError(
+        raise BadInputError(
             f"{name} is an array of shape {array.shape}; it takes (H, W) or (H, W, C) of 1 to 4 channels."
         )
     if array.dtype == bool:
@@ -107,15 +106,11 @@ def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
     elif np.issubdtype(array.dtype, np.floating):
         values = array.astype(np.float64)
     else:
-        raise diffdiff_refusals.BadInputError(
-            f"{name} is of dtype {array.dtype}; it takes bool, uint8, uint16 or floats in [0, 1]."
-        )
+        raise BadInputError(f"{name} is of dtype {array.dtype}; it takes bool, uint8, uint16 or floats in [0, 1].")
     if values.ndim == 3:
         if values.shape[-1] in (2, 4):
             if (values[..., -1] != 1).any():
-                raise diffdiff_refusals.BadInputError(
-                    f"{name} is transparent in places; it takes no alpha channel, or an opaque one."
-                )
+                raise BadInputError(f"{name} is transparent in places; it takes no alpha channel, or an opaque one.")
             values = values[..., :-1]
         values = values @ np.array(LUMA if values.shape[-1] == 3 else (1.0,))
     return torch.from_numpy(values.astype(np.float32))[None, None]
@@ -124,13 +119,9 @@ def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
 def _check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     shape = tuple(tensor.shape)
     if tensor.dtype != torch.bool and not tensor.is_floating_point():
-        raise diffdiff_refusals.BadInputError(
-            f"{name} is a tensor of dtype {tensor.dtype}; it takes bool, or floats in [0, 1]."
-        )
+        raise BadInputError(f"{name} is a tensor of dtype {tensor.dtype}; it takes bool, or floats in [0, 1].")
     if not (len(shape) == 2 or (len(shape) == 3 and shape[0] == 1) or (len(shape) == 4 and shape[1] == 1)):
-        raise diffdiff_refusals.BadInputError(
-            f"{name} is a tensor of shape {shape}; it takes (H, W), (1, H, W) or (B, 1, H, W)."
-        )
+        raise BadInputError(f"{name} is a tensor of shape {shape}; it takes (H, W), (1, H, W) or (B, 1, H, W).")
     return tensor.reshape(-1, 1, *shape[-2:]).float().cpu()
 
 

@@ -86,7 +86,7 @@ def check_shapes(components, asked: diffdiff_checks.Asked) -> None:
         shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
     for name, shape in shapes.items():
         embeds = asked.get(name)
-        if asked.makes("prompt_embeds") or not asked.takes("prompt_embeds"):
+        if asked.makes("prompt_embeds") or not asked.reads("pooled_prompt_embeds"):
             continue
         if not isinstance(embeds, torch.Tensor) or embeds.ndim != shape.count(",") + 1:
             described = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else embeds
