@@ -247,6 +247,8 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
         steering["control_image"] = control if edit.crop is None else control.resize(pictures.image.pixels.size)
         steering["controlnet_conditioning_scale"] = edit.control_scale
         if edit.control_mode is not None:
+            if "control_mode" not in pipe.blocks.input_names:
+                raise UserError(f"`control_mode` is {edit.control_mode}, but only a ControlNet-Union has modes.")
             steering["control_mode"] = edit.control_mode
     try:
         return pipe(

@@ -357,11 +357,11 @@ def test_what_the_run_never_releases_counts_as_kept(tiny, crop, schedule):
         run(diffdiff(tiny), image=image, diffdiff_map=keep, **options)
         for keep in (almost_white(120, 160, box), spot(120, 160, box))
     )
-    np.testing.assert_array_equal(as_file(grey.images[0]), as_file(white.images[0]))
     outside = spot(120, 160, box) == 1
     np.testing.assert_array_equal(as_file(grey.images[0])[outside], as_file(image)[outside])
-    if crop is not None and schedule == "step":
+    if crop is None or schedule == "step":  # no noise level is known when the box is cut
         assert grey.placement.box == white.placement.box
+        np.testing.assert_array_equal(as_file(grey.images[0]), as_file(white.images[0]))
 
 
 def test_an_overlay_with_nothing_to_lay_over_says_what_the_map_has(tiny):

@@ -48,7 +48,6 @@ _describe(
     dict,
     cross_attention_kwargs="Keyword arguments for the UNet's attention processors; `scale` is LoRA's.",
     preprocess_kwargs="Keyword arguments for `VaeImageProcessor.preprocess` of the image.",
-    mask_overlay_kwargs="What the inpainting workflows lay the mask over with.",
     joint_attention_kwargs="Keyword arguments for the attention processors; `scale` is LoRA's.",
 )
 _describe(
@@ -151,11 +150,6 @@ _describe(
     negative_qwen_attention_mask="Which of their tokens count.",
     negative_t5_input_ids="Tokens of the negative prompt, as T5 counts them.",
     negative_t5_attention_mask="Which of these tokens count.",
-    mask="The mask on the latents' grid, as the inpainting workflows take it.",
-    masked_image_latents="The encoded image without what the mask changes, for inpainting models.",
-    processed_mask_image="The mask as the inpainting workflows take it.",
-    image_latent_ids="Positions of the reference's tokens.",
-    control_image_latents="The encoded control image.",
 )
 _describe(
     tuple[int, int],
@@ -208,32 +202,11 @@ _describe(
 )
 # Between upstream's blocks.
 _describe(
-    torch.Tensor,
-    control_type="Which control types are in use, as ones and zeros (outputs, types).",
-    add_time_ids="SDXL's time ids (sizes and crop), (outputs, 6).",
-    negative_add_time_ids="SDXL's time ids of the negative side, (outputs, 6).",
-    latent_timestep="The timestep to which image-to-image noises the image.",
-    image_cond_hidden_states="The encoded reference as the transformer takes it.",
-    image_cond_ids="Positions of the reference's tokens.",
-    latent_ids="Positions of the output's tokens.",
-    img_ids="Positions of the image's tokens.",
-    image_pad_mask="Which text tokens stand for the image.",
-    negative_image_pad_mask="Which tokens of the negative text stand for the image.",
-    guidance="The distilled guidance of each output.",
-    noise_pred="The model's answer in the last step.",
-)
-_describe(
     list,
-    control_type_idx="The control types in use, for a ControlNet-Union.",
-    txt_seq_lens="Number of tokens of each prompt.",
-    negative_txt_seq_lens="Number of tokens of each negative prompt.",
     condition_images="The reference as the autoencoder takes it.",
-    img_shapes="Frames, rows and columns of the output and of what it is conditioned on.",
-    resized_cond_image="The image at the size at which the text encoder looks at it.",
     processed_image="The image as the autoencoder takes it, a tensor or a list of them.",
     image_height="Height in pixels at which the image is encoded, or of each.",
     image_width="Width in pixels at which the image is encoded, or of each.",
-    reference_crop="Box that shows the image within what is encoded; made by `vae_encoder`.",
 )
 _describe(torch.dtype, dtype="Data type of the denoiser's inputs, that of the text embeddings.")
 _describe(
@@ -268,11 +241,11 @@ def output_param(name: str) -> OutputParam:
 
 
 def document(param: InputParam | OutputParam, sentences: dict[str, tuple[Any, str]]) -> InputParam | OutputParam:
-    """An input or output of upstream's with our type and sentence; what is not known here speaks for itself."""
+    """An input or output of upstream's with our type and sentence, or its own, to which it may lack the full stop."""
     if param.name is None:
         return replace(param, type_hint=dict, description=KWARGS.get(param.kwargs_type, param.description))
     type_hint, sentence = sentences.get(param.name, (param.type_hint, param.description))
-    return replace(param, type_hint=type_hint, description=sentence)
+    return replace(param, type_hint=type_hint, description=sentence and f"{sentence.removesuffix('.')}.")
 
 
 def summary(block: Any) -> str:

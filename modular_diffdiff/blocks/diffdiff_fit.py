@@ -12,7 +12,15 @@ import torch
 from diffusers.modular_pipelines import AutoPipelineBlocks
 from diffusers.utils.torch_utils import unwrap_module
 
-from . import diffdiff_block, diffdiff_checks, diffdiff_docs, diffdiff_pixels, diffdiff_placement, diffdiff_refusals
+from . import (
+    diffdiff_block,
+    diffdiff_checks,
+    diffdiff_docs,
+    diffdiff_pixels,
+    diffdiff_placement,
+    diffdiff_refusals,
+    diffdiff_trajectory,
+)
 
 
 def size_and_canvas(
@@ -26,17 +34,6 @@ def size_and_canvas(
         if math.prod(canvas) <= family.largest_area:
             return size, canvas
         scale *= min(0.99, math.sqrt(family.largest_area / math.prod(canvas)))
-
-
-def one_for_each(items: Any, outputs: int) -> Any:
-    """Repeats one item, or one for each prompt, to one for each output: a, a, b, b.
-
-    Args:
-        items: A text, a list, or a tensor with a row for each.
-    """
-    rows = [items] if isinstance(items, str) else list(items.split(1) if isinstance(items, torch.Tensor) else items)
-    rows = [row for row in rows for _ in range(outputs // len(rows))]
-    return torch.cat(rows) if isinstance(items, torch.Tensor) else rows
 
 
 def as_batch(pictures: list) -> Any:
@@ -117,10 +114,10 @@ class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
             if value is None and name == "negative_prompt" and block_state.prompt is not None:
                 value = self.family.no_negative
             if value is not None:
-                setattr(block_state, name, one_for_each(value, outputs))
+                setattr(block_state, name, diffdiff_trajectory.for_each_output(value, outputs))
         if block_state.image is not None and (own_noise or not self.family.encodes_once):
             pictures = diffdiff_pixels.split_images(block_state.image)
-            block_state.image = as_batch(one_for_each(pictures, outputs))
+            block_state.image = as_batch(diffdiff_trajectory.for_each_output(pictures, outputs))
         block_state.num_images_per_prompt = 1
 
 
@@ -134,6 +131,7 @@ class DiffDiffFitControlStep(diffdiff_block.DiffDiffBlock):
         outputs = (diffdiff_checks.count_prompts(state) or 1) * (state.get("num_images_per_prompt") or 1)
         controls = block_state.control_image
         if takes_several(components, state):
+            controls = controls if isinstance(controls, list) else [controls]
             block_state.control_image = [self.fit(control, block_state, outputs) for control in controls]
         else:
             block_state.control_image = self.fit(controls, block_state, outputs)
@@ -150,7 +148,7 @@ class DiffDiffFitControlStep(diffdiff_block.DiffDiffBlock):
         if box is not None:
             pictures = [diffdiff_pixels.cut(picture, box) for picture in pictures]
         pictures = [diffdiff_pixels.bring_to(picture, placement.size, placement.canvas) for picture in pictures]
-        return as_batch(one_for_each(pictures, outputs))
+        return as_batch(diffdiff_trajectory.for_each_output(pictures, outputs))
 
 
 def check_lies_on_image(picture: Any, size: tuple[int, int]) -> None:
@@ -163,7 +161,7 @@ def check_lies_on_image(picture: Any, size: tuple[int, int]) -> None:
 
 def takes_several(components, state) -> bool:
     """Whether a list of control images holds one for each ControlNet or control mode, and not for each prompt."""
-    return hasattr(unwrap_module(components.controlnet), "nets") or isinstance(state.get("control_mode"), list)
+    return hasattr(unwrap_module(components.controlnet), "nets") or state.get("control_mode") is not None
 
 
 class DiffDiffAutoFitControlStep(diffdiff_docs.Documented, AutoPipelineBlocks):

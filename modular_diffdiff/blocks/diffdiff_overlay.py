@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from . import diffdiff_block, diffdiff_map, diffdiff_pixels
+from . import diffdiff_block, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
 
 
 class DiffDiffCropStep(diffdiff_block.DiffDiffBlock):
@@ -46,15 +46,14 @@ class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
             # what is padded is no part of the picture
             shown = [placement.shown(*edited.shape[:2]) for edited in outputs]
             outputs = [edited[:height, :width] for edited, (height, width) in zip(outputs, shown, strict=True)]
-            originals = _for_each(placement.originals, len(outputs))
             keeps = [diffdiff_map.resize_map(keep, *placement.whole)[0, 0] for keep in placement.keeps]
             kept = [self.kept(components, block_state, keep) for keep in keeps]
-            self.warn_of_nothing_kept(keeps, kept)
+            warn_of_nothing_kept(keeps, kept)
+            items = (placement.originals, keeps, kept)
+            originals, keeps, kept = (diffdiff_trajectory.for_each_output(each, len(outputs)) for each in items)
             results = [
-                _paste(original, edited, keep, kept, placement.box, block_state.overlay_feather)
-                for original, edited, keep, kept in zip(
-                    originals, outputs, _for_each(keeps, len(outputs)), _for_each(kept, len(outputs)), strict=True
-                )
+                _paste(*each, placement.box, block_state.overlay_feather)
+                for each in zip(originals, outputs, keeps, kept, strict=True)
             ]
             block_state.images = _as_output(results, originals, block_state)
 
@@ -63,18 +62,12 @@ class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
         schedule = components.scheduler.timesteps[:: components.scheduler.order].cpu()
         return diffdiff_map.kept_whole(keep, block_state.diffdiff_schedule, schedule)
 
-    def warn_of_nothing_kept(self, keeps: list[torch.Tensor], kept: list[torch.Tensor]) -> None:
-        if not any(mask.any() for mask in kept):
-            maximum = max(keep.max().item() for keep in keeps)
-            warnings.warn(
-                f"`diffdiff_map` keeps nothing whole, its maximum is {maximum:.3g}: there is nothing to lay over.",
-                stacklevel=2,
-            )
 
-
-def _for_each(items: list, outputs: int) -> list:
-    """The item of each output: the outputs of one prompt lie together."""
-    return [items[k * len(items) // outputs] for k in range(outputs)]
+def warn_of_nothing_kept(keeps: list[torch.Tensor], kept: list[torch.Tensor]) -> None:
+    """Names the maximum of maps, (H, W) each, that leave nothing to lay over."""
+    if not any(mask.any() for mask in kept):
+        maximum = f"its maximum is {max(keep.max().item() for keep in keeps):.3g}"
+        warnings.warn(f"`diffdiff_map` keeps nothing whole, {maximum}: there is nothing to lay over.", stacklevel=2)
 
 
 def _arrays(images: Any, output_type: str) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 
@@ -87,13 +88,17 @@ def put_on_trajectory(
     return torch.where(frozen, noised, latents, out=torch.empty_like(latents))
 
 
-def for_each_output(tensor: torch.Tensor, outputs: int) -> torch.Tensor:
-    """Repeats 1, B or `outputs` rows to `outputs`, as a, a, b, b: the rows of one prompt lie together.
+def for_each_output(items: Any, outputs: int) -> Any:
+    """Repeats one item, or one for each prompt, to one for each output, as a, a, b, b.
 
-    The memory layout stays, and with it upstream's rounding.
+    A tensor's memory layout stays, and with it upstream's rounding.
+
+    Args:
+        items: A text, a list, or a tensor with a row for each.
     """
-    repeats = outputs // len(tensor)
-    return torch.cat([row for row in tensor.split(1) for _ in range(repeats)])
+    rows = [items] if isinstance(items, str) else list(items.split(1) if isinstance(items, torch.Tensor) else items)
+    rows = [row for row in rows for _ in range(outputs // len(rows))]
+    return torch.cat(rows) if isinstance(items, torch.Tensor) else rows
 
 
 def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:
