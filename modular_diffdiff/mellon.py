@@ -20,7 +20,7 @@ def _socket(name: str, kind: str) -> MellonParam:
 _slider, _dropdown = MellonParam.Input.slider, MellonParam.Input.dropdown
 
 # Ranges are those that make sense, or those that the input takes; what is left out is a socket of the type "custom".
-WIDGETS = (
+_WIDGETS = (
     MellonParam.Input.textbox("prompt"),
     MellonParam.Input.textbox("negative_prompt"),
     _socket("prompt_2", "string"),
@@ -55,6 +55,8 @@ WIDGETS = (
     MellonParam.Input.checkbox("guess_mode"),
     _dropdown("output_type", options=["pil", "np", "pt", "latent"]),
 )
+# By the name of the input, as upstream's `MellonPipelineConfig.from_custom_block` takes them.
+WIDGETS = {widget.name: widget for widget in _WIDGETS}
 
 
 def build_config(blocks: ModularPipelineBlocks, title: str, repo_id: str) -> MellonPipelineConfig:
@@ -63,7 +65,7 @@ def build_config(blocks: ModularPipelineBlocks, title: str, repo_id: str) -> Mel
     config = MellonPipelineConfig.from_custom_block(
         blocks,
         node_label=f"Differential Diffusion {title}",
-        input_types={widget.name: widget for widget in WIDGETS},
+        input_types=WIDGETS,
         output_types=OUTPUTS,
     )
     node = config.node_specs["custom"]
