@@ -543,6 +543,21 @@ def test_pictures_of_any_size_come_back_at_their_size(name, size):
         assert images.shape[2:] == size
 
 
+@pytest.mark.parametrize("size", [(37, 61), (7, 32)])
+@pytest.mark.parametrize("name", STRENGTH)
+def test_floats_go_in_at_full_precision(name, size):
+    """With a black map this is upstream's image-to-image of the same floats, reflected to whole patches."""
+    cell = 8 * FAMILIES[name].patch
+    pixels = torch.rand(*size, 3, generator=seeded(4)).numpy()
+    reflected = np.pad(pixels, ((0, -size[0] % cell), (0, -size[1] % cell), (0, 0)), mode="reflect")
+    height, width = reflected.shape[:2]
+    reflected = torch.from_numpy(reflected).permute(2, 0, 1)[None]
+    expected = run(theirs(name), name, image=reflected, strength=1.0, height=height, width=width)
+    black = np.zeros(size)
+    for image in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        assert torch.equal(run(ours(name), name, image=image, diffdiff_map=black).latents, expected.latents)
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in SIZING])
 def test_padding_leaves_pixels_where_they_were(name):
     """With everything kept, an odd size is the round trip of the picture reflected at its right and lower edges."""

@@ -3,7 +3,6 @@
 import gc
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -35,11 +34,6 @@ def run(pipe, **options):
         "output_type": "latent",
     }
     return pipe(**(defaults | options))
-
-
-def test_without_restore_what_is_kept_leaks(tiny):
-    state = run(diffdiff(tiny, restore=False))
-    assert relative(state.latents[..., :2], state.image_latents[..., :2]) > 0.01
 
 
 def test_inverting_the_map_is_running_the_inverse(tiny):
@@ -75,7 +69,7 @@ def test_a_guidance_window_covers_its_share_of_the_evaluations(tiny):
 # Sizes
 
 
-@pytest.mark.parametrize("size", [(32, 32), (37, 29), (8, 8), (9, 15)])
+@pytest.mark.parametrize("size", [(37, 29), (8, 8), (7, 32)])
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_pictures_come_back_at_their_size(tiny, size, output_type):
     height, width = size
@@ -88,46 +82,6 @@ def test_pictures_come_back_at_their_size(tiny, size, output_type):
         assert images.shape == ((1, height, width, 3) if output_type == "np" else (1, 3, height, width))
 
 
-@pytest.mark.parametrize("size", [(1000, 1000), (517, 389)])
-def test_large_odd_sizes_come_back_at_their_size(tiny, size):
-    height, width = size
-    state = run(
-        diffdiff(tiny, guidance_scale=1.0),
-        image=picture(height, width),
-        diffdiff_map=torch.ones(height, width),
-        num_inference_steps=1,
-        output_type="pil",
-    )
-    assert state.images[0].size == (width, height)
-    assert torch.equal(state.latents, state.image_latents)
-
-
-def test_padding_leaves_pixels_where_they_were(tiny):
-    """With everything kept, an odd size is the round trip of the picture reflected at its right and lower edges."""
-    height, width = 37, 29
-    pixels = np.asarray(picture(height, width), np.float32) / 255
-    reflected = np.pad(pixels, ((0, 3), (0, 3), (0, 0)), mode="reflect")
-    pipe = diffdiff(tiny)
-    padded = run(pipe, image=reflected, diffdiff_map=torch.ones(40, 32), output_type="np").images
-    odd = run(pipe, image=pixels, diffdiff_map=torch.ones(height, width), output_type="np").images
-    np.testing.assert_array_equal(odd, padded[:, :height, :width])
-
-
-def test_height_and_width_resize_the_image_as_upstream_does(tiny):
-    ours = run(diffdiff(tiny), diffdiff_map=torch.zeros(32, 32), height=48, width=48)
-    theirs = image_to_image(tiny)(
-        prompt=PROMPT,
-        image=picture(),
-        height=48,
-        width=48,
-        strength=1.0,
-        num_inference_steps=4,
-        generator=seeded(),
-        output_type="latent",
-    )
-    assert torch.equal(ours.latents, theirs.latents)
-
-
 @pytest.mark.parametrize("form", ["L", "P", "RGBA"])
 def test_images_of_other_modes_are_read_as_rgb(tiny, form):
     image = picture().convert(form)
@@ -137,36 +91,6 @@ def test_images_of_other_modes_are_read_as_rgb(tiny, form):
 
 
 # Batches
-
-
-@pytest.mark.parametrize("num_maps", [1, 2])
-@pytest.mark.parametrize("num_images", [1, 2])
-@pytest.mark.parametrize("per_prompt", [1, 3])
-@pytest.mark.parametrize("num_prompts", [1, 2])
-def test_each_output_of_a_batch_is_the_one_of_its_own_run(tiny, num_prompts, per_prompt, num_images, num_maps):
-    prompts = ["a green pear", "a blue cup"][:num_prompts]
-    images = [picture(seed=seed) for seed in range(min(num_images, num_prompts))]
-    maps = [HALF, 1 - HALF][: min(num_maps, num_prompts)]
-    outputs = num_prompts * per_prompt
-    state = run(
-        diffdiff(tiny),
-        prompt=prompts if num_prompts > 1 else prompts[0],
-        image=images,
-        diffdiff_map=maps,
-        num_images_per_prompt=per_prompt,
-        generator=[seeded(k) for k in range(outputs)],
-    )
-    assert len(state.latents) == outputs
-    for k in range(outputs):
-        prompt = k // per_prompt
-        expected = run(
-            diffdiff(tiny),
-            prompt=prompts[prompt],
-            image=images[min(prompt, len(images) - 1)],
-            diffdiff_map=maps[min(prompt, len(maps) - 1)],
-            generator=seeded(k),
-        ).latents
-        assert relative(state.latents[k : k + 1], expected) < 1e-5
 
 
 def test_a_sampler_that_draws_keeps_the_outputs_apart(tiny):
@@ -272,25 +196,27 @@ def live_tensor_bytes() -> int:
 
 
 def test_memory_does_not_grow_with_the_steps(tiny):
-    """Live tensors in the loop at 10 and 1,000 steps, apart from the schedule itself (a few numbers a step)."""
+    """Live tensors in the loop at 20 and 1,000 steps, apart from the schedule itself (a few numbers a step)."""
 
     def live(steps: int) -> int:
         sizes = []
 
         def measure(module, inputs, output):
-            if len(sizes) < 10:  # a stack of the schedule's length would be there from the start
-                sizes.append(live_tensor_bytes())
+            sizes.append(live_tensor_bytes())
+            if len(sizes) == 10:  # a stack of the schedule's length would be there from the start
+                raise InterruptedError
 
         pipe = diffdiff(tiny, guidance_scale=1.0, scheduler=euler())
         hook = tiny["unet"].register_forward_hook(measure)
         try:
-            run(pipe, image=picture(64, 64), diffdiff_map=torch.rand(64, 64), num_inference_steps=steps)
+            with pytest.raises(InterruptedError):
+                run(pipe, image=picture(64, 64), diffdiff_map=torch.rand(64, 64), num_inference_steps=steps)
         finally:
             hook.remove()
         return max(sizes)
 
     a_latent = 4 * 4 * 8 * 8  # bytes of float32
-    assert live(1000) - live(10) < 990 * a_latent / 10
+    assert live(1000) - live(20) < 980 * a_latent / 10
 
 
 def test_our_loop_blocks_never_look_at_values():
