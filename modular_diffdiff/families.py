@@ -7,7 +7,7 @@ from .blocks.diffdiff_versions import NEEDED
 
 import diffusers
 
-# The loader copies only the modules that are named here, so every one of `blocks/` is.
+# The loader copies only the modules that are named here: all that these pipelines need, directly or not.
 from .blocks.diffdiff_block import DiffDiffBlock, FamilyTraits
 from .blocks.diffdiff_checks import check_count
 from .blocks.diffdiff_docs import INPUTS

@@ -9,7 +9,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
 from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise, decoders, denoise, encoders
 from diffusers.modular_pipelines.stable_diffusion_xl import modular_blocks_stable_diffusion_xl as automatic
 
-# The loader copies only the modules that are named here, so every one of `blocks/` is.
+# The loader copies only the modules that are named here: all that these pipelines need, directly or not.
 from .blocks.diffdiff_block import DiffDiffBlock
 from .blocks.diffdiff_checks import check_count
 from .blocks.diffdiff_docs import INPUTS

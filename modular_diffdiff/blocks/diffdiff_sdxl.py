@@ -22,17 +22,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from . import diffdiff_block, diffdiff_docs, diffdiff_fit, diffdiff_loop, diffdiff_prepare, diffdiff_trajectory
 
 
+EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
 TRAITS = diffdiff_block.FamilyTraits(
     patch=1,
     sized=True,
     encodes_once=True,
     texts=("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"),
-    embeddings=(
-        "prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    ),
+    embeddings=(*EMBEDDINGS, *(f"negative_{name}" for name in EMBEDDINGS)),
 )
 
 
