@@ -631,14 +631,16 @@ def test_a_control_image_may_mark_pixels_with_minus_one(parts, controlnet):
 
 
 @pytest.mark.parametrize("form", ["tensor", "array"])
-def test_an_image_in_minus_one_to_one_is_read_with_a_warning(parts, form):
-    pixels = torch.rand(3, 37, 29, generator=seeded(9))
-    image = pixels if form == "tensor" else pixels.permute(1, 2, 0).numpy()
+def test_images_in_minus_one_to_one_are_read_with_a_warning(parts, form):
+    """The whole batch is, as upstream has it: the second picture has nothing below zero."""
+    pixels = torch.rand(2, 3, 37, 29, generator=seeded(9))
+    pixels[1] = pixels[1] / 2 + 0.5
+    images = pixels if form == "tensor" else pixels.permute(0, 2, 3, 1).numpy()
     keep = torch.cat([torch.ones(37, 15), torch.zeros(37, 14)], 1)
-    options = {"diffdiff_map": keep, "overlay": True, "output_type": "np"}
-    expected = run(automatic(parts), image=image, **options)
-    with pytest.warns(UserWarning, match=r"`image` has values from -.* is read as one in \[-1, 1\]"):
-        state = run(automatic(parts), image=2 * image - 1, **options)
+    options = {"prompt": ["a pear", "a cup"], "diffdiff_map": keep, "overlay": True, "output_type": "np"}
+    expected = run(automatic(parts), image=images, **options)
+    with pytest.warns(UserWarning, match=r"`image` has values down to -.* is read as one in \[-1, 1\]"):
+        state = run(automatic(parts), image=2 * images - 1, **options)
     assert relative(state.latents, expected.latents) < 1e-3
     np.testing.assert_allclose(state.images, expected.images, atol=1e-3)
 

@@ -73,7 +73,7 @@ class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
     def run(self, components, block_state, state) -> None:
         keeps = diffdiff_map.read_maps(block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength)
         pictures = [] if block_state.image is None else diffdiff_pixels.split_images(block_state.image)
-        pictures = [diffdiff_pixels.in_unit_range(picture) for picture in pictures]
+        pictures = diffdiff_pixels.in_unit_range(pictures)
         size = diffdiff_pixels.size_of(pictures[0]) if pictures else self.size_of_latents(components, state)
         diffdiff_checks.check_count("diffdiff_map", len(keeps), diffdiff_checks.count_prompts(state) or len(keeps))
         diffdiff_map.warn_of_stretching(keeps, *size)
