@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/modular-diffdiff demo --out demo --overwrite
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-matrix: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet nox virtualenv

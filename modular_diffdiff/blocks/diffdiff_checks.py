@@ -144,7 +144,7 @@ def check_overlay(asked: Asked) -> None:
 
 
 def check_texts(asked: Asked, texts: tuple[str, ...]) -> None:
-    """Refuses texts that are none, more or fewer texts than prompts, and texts that nothing encodes."""
+    """Refuses what is not a text, more or fewer texts than prompts, and texts that nothing encodes."""
     if not asked.reads("prompt"):
         for name in texts:
             if name in asked.given:
@@ -187,7 +187,7 @@ def check_image(asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int 
 
 
 def check_latents(asked: Asked, family: diffdiff_block.FamilyTraits, cell: int, prompts: int | None) -> None:
-    """Refuses an original that is given as latents, and is none, or of another size than its picture."""
+    """Refuses latents given as the original that are not latents, or have another size than the picture."""
     name, original = family.original, asked.get(family.original)
     if not isinstance(original, torch.Tensor) or original.ndim not in (4, 5):
         described = tuple(original.shape) if isinstance(original, torch.Tensor) else original
@@ -221,14 +221,9 @@ def check_original(asked: Asked, family: diffdiff_block.FamilyTraits, cell: int,
 
 
 def image_geometry(image: Any, transparent: bool = False) -> tuple[int, int, int]:
-    """Count, height and width of an image or a batch of images of equal size.
+    """Count, height and width of an image or of a batch of equal size; refuses anything else.
 
-    Args:
-        transparent: Whether images may be; their alpha is given back, and no model sees it.
-
-    Raises:
-        BadInputError: If `image` is no image, an empty list, has no three colours, is transparent, holds values outside
-            its range, or its images differ in size.
+    Images may be `transparent` where their alpha is given back; no model sees it.
     """
     images = image if isinstance(image, list) else [image]
     if not images:

@@ -318,7 +318,8 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
 
     def __init__(self, opened: DiffDiffSequentialBlocks, blocks: ModularPipelineBlocks, triggers: tuple[str, ...]):
         blocks = _copy_in_sequence(blocks)
-        map_inputs = tuple(param for param in opened.inputs if param.name and param.name not in blocks.input_names)
+        known = {None, *blocks.input_names}
+        map_inputs = tuple(param for param in opened.inputs if param.name not in known)
         check = {"check_no_map": diffdiff_checks.DiffDiffCheckNoMapStep(map_inputs)}
         without_map = DiffDiffSequentialBlocks.of(InsertableDict(check | blocks.sub_blocks), blocks.model_name)
         self.block_classes = [opened, without_map]
@@ -326,10 +327,6 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
         self.block_trigger_inputs = ["diffdiff_map", None]
         self._workflow_map = _workflows(blocks._workflow_map or {}, triggers)
         super().__init__()
-
-    @property
-    def required_inputs(self) -> list[str]:
-        return [name for name, required in required_of(self)[0].items() if required]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -341,6 +338,7 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
     def description(self) -> str:
         return f"{METHOD}\n{diffdiff_docs.summary(self)}\n\n{format_workflow(self._workflow_map)}"
 
+    required_inputs = DiffDiffSequentialBlocks.required_inputs
     available_workflows = SequentialPipelineBlocks.available_workflows
     get_workflow = SequentialPipelineBlocks.get_workflow
 

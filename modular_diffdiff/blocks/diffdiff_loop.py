@@ -70,13 +70,7 @@ class DiffDiffCheckFiniteStep(diffdiff_block.DiffDiffLoopBlock):
 class DiffDiffLoop:
     """Mixin of a denoising loop that a change map may leave nothing to run for."""
 
-    @property
-    def description(self) -> str:
-        try:
-            upstreams = super().description.strip()
-        except NotImplementedError:  # Stable Diffusion 3's has none, and could not be printed
-            upstreams = "Denoising loop."
-        return f"{upstreams}\nEvery latent element starts to change at the step that the change map gives it."
+    description = "Denoising loop, in which every latent element starts to change at the step that the map gives it."
 
     @torch.no_grad()
     def __call__(self, components, state):

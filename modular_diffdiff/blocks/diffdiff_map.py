@@ -1,6 +1,8 @@
 """Change maps: from anything a user calls one, to `keep` at latent resolution, to release steps.
 
-Pure functions; nothing here knows of pipelines. `keep` is 1 where the original stays and 0 where everything may change.
+Pure functions; nothing here knows of pipelines. Notation: `keep`, in [0, 1], is 1 where the original stays and 0 where
+everything may change; `timesteps`, (N,), are those of the whole schedule, one a step, falling; release steps are int32
+of keep's shape, from 0 (free from the start) to N (never released).
 """
 
 from __future__ import annotations
@@ -138,15 +140,9 @@ def _cell_weights(size: int, cells: int, side: float) -> torch.Tensor:
 
 
 def average_over_grid(values: torch.Tensor, grid: tuple[int, int], canvas: tuple[int, int]) -> torch.Tensor:
-    """Averages (B, 1, H, W), the upper left part of a canvas, over the cells of a grid that covers the canvas.
+    """Averages (B, 1, H, W), the upper left part of a canvas (height, width), over the (rows, columns) that cover it.
 
-    Args:
-        values: (B, 1, H, W).
-        grid: Number of cells, (rows, columns).
-        canvas: Height and width that the cells cover, in pixels, at least (H, W).
-
-    Returns:
-        (B, 1, rows, columns) means over the pixels that there are, within the values' range; beyond them, the last.
+    The means, (B, 1, rows, columns), are over the pixels that there are; cells beyond them all have the last one's.
     """
     rows, columns = (
         _cell_weights(size, cells, side) for size, cells, side in zip(values.shape[-2:], grid, canvas, strict=True)
@@ -177,31 +173,15 @@ def warn_of_stretching(maps: list[torch.Tensor], height: int, width: int) -> Non
 def keep_on_grid(
     maps: list[torch.Tensor], size: tuple[int, int], grid: tuple[int, int], canvas: tuple[int, int]
 ) -> torch.Tensor:
-    """Change maps at latent resolution.
+    """`keep` of each latent, (B, 1, rows, columns), from maps (1, 1, H, W), each of its own size.
 
-    Args:
-        maps: (1, 1, H, W) tensors in [0, 1], each of its own size, white (1) where the original is kept.
-        size: Height and width of the image in pixels.
-        grid: Rows and columns of the latents.
-        canvas: Height and width in pixels of what was encoded: the image, padded on the right and below.
-
-    Returns:
-        `keep`, (B, 1, rows, columns) in [0, 1].
+    The image has the size (height, width) in pixels; the canvas is what was encoded of it, padded right and below.
     """
     return torch.cat([average_over_grid(resize_map(values, *size), grid, canvas) for values in maps])
 
 
 def read_maps(maps: Any, invert: bool = False, strength: float = 1.0) -> list[torch.Tensor]:
-    """Change maps as they count: read by `load_maps`, inverted, and then turned down to 1 - strength * (1 - keep).
-
-    Args:
-        maps: What `load_maps` takes.
-        invert: Whether white marks what changes.
-        strength: In [0, 1]; 1 leaves the maps as they are.
-
-    Returns:
-        `keep`, one (1, 1, H, W) float32 tensor in [0, 1] for each map.
-    """
+    """`keep` of maps that `load_maps` reads: inverted where asked, then turned down to 1 - strength * (1 - keep)."""
     keeps = load_maps(maps)
     if invert:
         keeps = [1 - keep for keep in keeps]
@@ -209,15 +189,7 @@ def read_maps(maps: Any, invert: bool = False, strength: float = 1.0) -> list[to
 
 
 def release_by_step(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """The step from which each element is free: the first i with keep <= i / N (paper, section 3).
-
-    Args:
-        keep: In [0, 1], any shape.
-        timesteps: (N,) those of the whole schedule, one a step.
-
-    Returns:
-        int32 of keep's shape, in 0 (free from the start) to N (never released).
-    """
+    """The step from which each element is free: the first i with keep <= i / N (paper, section 3)."""
     return torch.ceil((keep.double() - KEEP_TOLERANCE) * len(timesteps)).clamp(min=0).to(torch.int32)
 
 
@@ -225,13 +197,6 @@ def release_by_timestep(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Te
     """The same by noise level: the first i with 1 - keep >= t_i / t_0 (ComfyUI's node `DifferentialDiffusion`).
 
     What is kept whole is never released; the node releases it where a schedule ends at timestep 0.
-
-    Args:
-        keep: In [0, 1], any shape.
-        timesteps: (N,) those of the whole schedule, one a step, falling.
-
-    Returns:
-        int32 of keep's shape, in 0 (free from the start) to N (never released).
     """
     thresholds = (timesteps.double() / timesteps[0]).to(keep.device)
     released = 1 - keep.double()[..., None] + KEEP_TOLERANCE >= thresholds
@@ -244,25 +209,12 @@ SCHEDULES = {"step": release_by_step, "timestep": release_by_timestep}
 
 
 def kept_whole(keep: torch.Tensor, schedule: str, timesteps: torch.Tensor) -> torch.Tensor:
-    """Where a run never releases anything: white, and the greys that come after its last step.
-
-    Args:
-        keep: In [0, 1], any shape.
-        schedule: A name in `SCHEDULES`.
-        timesteps: (N,) those of the whole schedule, one a step.
-
-    Returns:
-        bool, of keep's shape.
-    """
+    """Where a run on a schedule in `SCHEDULES` releases nothing: white, and the greys that come after its last step."""
     return SCHEDULES[schedule](keep, timesteps) >= len(timesteps)
 
 
 def warn_of_lost_greys(keep: torch.Tensor, schedule: str, timesteps: torch.Tensor) -> None:
-    """Names the greys that so few steps never release, if they could be told from white.
-
-    Args:
-        keep, schedule, timesteps: As `kept_whole` takes them.
-    """
+    """Names the greys that so few steps never release, if they could be told from white."""
     lost = keep[kept_whole(keep, schedule, timesteps) & (keep < 1 - NEARLY_WHITE)]
     if lost.numel():
         low, high = lost.aminmax()

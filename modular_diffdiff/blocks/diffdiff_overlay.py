@@ -78,12 +78,7 @@ def _arrays(images: Any, output_type: str) -> list[np.ndarray]:
 
 
 def _paste(
-    original: Any,
-    edited: np.ndarray,
-    keep: torch.Tensor,
-    kept: torch.Tensor,
-    box: diffdiff_pixels.Box,
-    feather: int,
+    original: Any, edited: np.ndarray, keep: torch.Tensor, kept: torch.Tensor, box: diffdiff_pixels.Box, feather: int
 ) -> np.ndarray:
     """The whole original, with the edited box in it wherever its weight is less than 1."""
     left, top, right, bottom = box

@@ -104,17 +104,10 @@ def box_around(changed: torch.Tensor, padding: int, cell: int) -> Box:
 
 
 def original_weights(keep: torch.Tensor, kept: torch.Tensor, feather: int) -> torch.Tensor:
-    """How much of the original comes back in each pixel: all of it where it is kept whole, and less beside that.
+    """How much of the original comes back in each pixel, (H, W) in [0, 1]: all of it where it is `kept` whole.
 
-    What is kept in part has its share of the original already, and gets no more.
-
-    Args:
-        keep: (H, W) in [0, 1].
-        kept: (H, W) bool, where the original is kept whole.
-        feather: Width in pixels of the seam, in which the weight falls to 0; it lies in what changes freely.
-
-    Returns:
-        (H, W) in [0, 1].
+    Beside that it falls to 0 within `feather` pixels, in what changes freely. What is kept in part has its share of the
+    original already, and gets no more.
     """
     total = grown = kept[None, None].float()
     for _ in range(feather):
@@ -125,13 +118,7 @@ def original_weights(keep: torch.Tensor, kept: torch.Tensor, feather: int) -> to
 
 
 def lay_over(original: np.ndarray, edited: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The original where its weight is 1, to the last bit, and a blend elsewhere.
-
-    Args:
-        original: (H, W, 3), uint8 or float.
-        edited: The same of the edit.
-        weights: (H, W), of the original.
-    """
+    """The original where its weight, (H, W), is 1, to the last bit, and a blend elsewhere; both are (H, W, 3)."""
     w = weights[..., None]
     blend = w * original.astype(np.float32) + (1 - w) * edited.astype(np.float32)
     if original.dtype == np.uint8:

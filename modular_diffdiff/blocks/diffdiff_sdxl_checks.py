@@ -38,7 +38,7 @@ def check_parts(components) -> None:
 
 
 def check_hand_over(asked: diffdiff_checks.Asked) -> None:
-    """Refuses a start that is none, or that misses what the run before has left."""
+    """Refuses a start or an end outside the schedule, and a start without what the run before has left."""
     start, end = asked.get("denoising_start"), asked.get("denoising_end")
     if end is not None and not (isinstance(end, float) and 0 < end <= 1):
         refuse("denoising_end", end, "a float in (0, 1]")
@@ -129,24 +129,21 @@ def check_conditioning(components, asked: diffdiff_checks.Asked) -> None:
 
 def check_ip_adapter(components, asked: diffdiff_checks.Asked) -> None:
     """Refuses image prompts without IP-Adapters, and IP-Adapters without image prompts."""
-    unet, image, embeds = components.unet, asked.get("ip_adapter_image"), asked.get("ip_adapter_embeds")
-    adapters = 0
+    unet, adapters, image = components.unet, 0, asked.get("ip_adapter_image")
+    given = [name for name in ("ip_adapter_image", "ip_adapter_embeds") if name in asked.given]
     if unet.config.encoder_hid_dim_type == "ip_image_proj":
         adapters = len(unet.encoder_hid_proj.image_projection_layers)
-    if image is None and embeds is None and adapters:
+    if adapters and not given:
         lack = "but neither `ip_adapter_image` nor `ip_adapter_embeds` is given"
         instead = "give one of them, or unload the adapters with `pipe.unload_ip_adapter()`"
         raise BadInputError(f"{adapters} IP-Adapters are loaded, {lack}; {instead}.")
-    if (image is not None or embeds is not None) and not adapters:
+    if given and not adapters:
         instead = "load one with `pipe.load_ip_adapter(...)`"
-        raise BadInputError(
-            f"`ip_adapter_image` or `ip_adapter_embeds` is given, but no IP-Adapter is loaded; {instead}."
-        )
+        raise BadInputError(f"`{given[0]}` is given, but no IP-Adapter is loaded; {instead}.")
     if image is not None:
         count = len(image) if isinstance(image, list) else 1
         if count != adapters:
-            takes = f"{adapters}, one for each loaded IP-Adapter"
-            raise BadInputError(f"`ip_adapter_image` holds {count}; it takes {takes}.")
+            raise BadInputError(f"`ip_adapter_image` holds {count}; it takes {adapters}, one for each IP-Adapter.")
     elif adapters:
         for name in ["ip_adapter_embeds"] + ["negative_ip_adapter_embeds"] * (components.guider.num_conditions > 1):
             value = asked.get(name)

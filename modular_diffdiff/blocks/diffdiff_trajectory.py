@@ -1,6 +1,7 @@
 """The original's trajectory: the noise levels of a schedule, and putting frozen elements on them.
 
-Pure functions; nothing here knows of pipelines. Notation: x_i = alpha_i * x0 + sigma_i * noise before step i.
+Pure functions; nothing here knows of pipelines. Notation: x_i = alpha_i * x0 + sigma_i * noise before step i, where x0
+is the encoded original, `image_latents`; it, its noise and the latents have one shape, and alpha and sigma are scalars.
 """
 
 from __future__ import annotations
@@ -46,13 +47,9 @@ def _noise(scheduler, samples: torch.Tensor, noise: torch.Tensor, timesteps: tor
 
 
 def index_at(scheduler, share: float) -> int:
-    """The index of the first timestep after this share of a schedule, at a whole step of second-order schedulers.
+    """The index of the first timestep after this share, in [0, 1], of a scheduler's training timesteps.
 
-    A run that stops there and one that starts there, as upstream's `denoising_end` and `denoising_start`, are one run.
-
-    Args:
-        scheduler: After `set_timesteps`.
-        share: In [0, 1], of the training timesteps.
+    It is at a whole step of second-order schedulers: a run that stops there and one that starts there are one run.
     """
     trained = scheduler.config.num_train_timesteps
     passed = (scheduler.timesteps >= round(trained - share * trained)).sum().item()
@@ -73,16 +70,7 @@ def put_on_trajectory(
     sigma: torch.Tensor,
     frozen: torch.Tensor,
 ) -> torch.Tensor:
-    """Latents whose frozen elements are the original's at one noise level (paper, algorithm 1).
-
-    Args:
-        latents: (B, C, h, w), any state of the denoising loop.
-        image_latents: x0, the encoded original, of the same shape.
-        noise: The noise of the original's trajectory, of the same shape.
-        alpha: Scalar tensor, the level's factor on `image_latents`.
-        sigma: Scalar tensor, the level's factor on `noise`.
-        frozen: (B, 1, h, w) bool.
-    """
+    """Latents with the original at one noise level where `frozen`, (B, 1, h, w) bool, is true (paper, algorithm 1)."""
     noised = (alpha * image_latents + sigma * noise).to(latents.dtype)
     # in the latents' memory layout: with another one the model rounds differently
     return torch.where(frozen, noised, latents, out=torch.empty_like(latents))
@@ -91,10 +79,7 @@ def put_on_trajectory(
 def for_each_output(items: Any, outputs: int) -> Any:
     """Repeats one item, or one for each prompt, to one for each output, as a, a, b, b.
 
-    A tensor's memory layout stays, and with it upstream's rounding.
-
-    Args:
-        items: A text, a list, or a tensor with a row for each.
+    Items are a text, a list, or the rows of a tensor, whose memory layout stays, and with it upstream's rounding.
     """
     rows = [items] if isinstance(items, str) else list(items.split(1) if isinstance(items, torch.Tensor) else items)
     rows = [row for row in rows for _ in range(outputs // len(rows))]
@@ -102,11 +87,7 @@ def for_each_output(items: Any, outputs: int) -> Any:
 
 
 def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:
-    """Says what samplers that rewrite their last step (UniPC, SA-Solver) do to a map of several levels.
-
-    Args:
-        release_steps: Of all elements, counted on the whole schedule.
-    """
+    """Says what samplers that rewrite their last step (UniPC, SA-Solver) do to a map of several levels."""
     levels = release_steps.unique()
     partly = (levels > 0) & (levels < -(-len(scheduler.timesteps) // scheduler.order))
     if hasattr(scheduler, "last_sample") and partly.any() and len(levels) > 1:
@@ -119,15 +100,7 @@ def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:
 
 
 def check_finite(sums: torch.Tensor, timesteps: torch.Tensor) -> None:
-    """Refuses a run in which the model has answered with NaN or infinity.
-
-    Args:
-        sums: (T,) the sum of all latents after each evaluation.
-        timesteps: (T,) the timestep of each.
-
-    Raises:
-        FloatingPointError: Naming the first timestep after which the latents were not finite.
-    """
+    """Raises a FloatingPointError that names the first timestep after which the sum of all latents was not finite."""
     lost = (~sums.isfinite()).nonzero()
     if len(lost):
         first = lost[0].item()
