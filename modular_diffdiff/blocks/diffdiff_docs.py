@@ -55,8 +55,7 @@ _describe(
     clip_skip="How many of the text encoders' last layers are left out, at least 0.",
     height="Height in pixels, at least 1, to which the image is resized, its own by default; of a picture that is "
     "given as latents, its own. Edit models may have a size of their own.",
-    width="Width in pixels, at least 1, to which the image is resized, its own by default; of a picture that is given "
-    "as latents, its own. Edit models may have a size of their own.",
+    width="Width in pixels, at least 1; the same holds as for `height`.",
     padding_map_crop="Edits only the box that the map changes, with this many pixels around it, at least 0, and lays "
     "the rest over; `height` and `width` are then the box's. One box serves the batch.",
     batch_size="Number of prompts; there are `batch_size * num_images_per_prompt` outputs.",
