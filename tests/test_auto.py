@@ -660,7 +660,7 @@ def test_images_in_minus_one_to_one_are_read_with_a_warning(parts, form):
     ids=lambda given: next(iter(given)),
 )
 def test_what_needs_a_map_is_refused_without_one(parts, given):
-    with pytest.raises(BadInputError, match=f"`{next(iter(given))}` is .*a `diffdiff_map` alone, and there is none"):
+    with pytest.raises(BadInputError, match=f"`{next(iter(given))}` is .*; it only applies with a `diffdiff_map`"):
         run(automatic(parts), diffdiff_map=None, **given)
 
 

@@ -645,7 +645,7 @@ def test_what_needs_a_map_is_refused_without_one(name, given):
     for branch in blocks.sub_blocks.values():
         for popped in FAMILIES[name].popped:
             branch.sub_blocks.pop(popped)
-    with pytest.raises(BadInputError, match=f"`{next(iter(given))}` is .*runs take with a `diffdiff_map` alone"):
+    with pytest.raises(BadInputError, match=f"`{next(iter(given))}` is .*; it only applies with a `diffdiff_map`"):
         run(build(blocks, name), name, diffdiff_map=None, **given)
 
 

@@ -331,7 +331,7 @@ class DiffDiffCheckNoMapStep(diffdiff_block.DiffDiffBlock):
     """In front of blocks that run without a change map: refuses what means something only with one.
 
     Args:
-        map_inputs: The inputs that the same blocks take with a map alone.
+        map_inputs: The inputs that only apply with a map.
     """
 
     def __init__(self, map_inputs: tuple[InputParam, ...] = ()):
@@ -343,6 +343,6 @@ class DiffDiffCheckNoMapStep(diffdiff_block.DiffDiffBlock):
         for param in self.map_inputs:
             value = state.get(param.name)
             if value is not None and (param.default is None or value != param.default):
-                why = "which runs take with a `diffdiff_map` alone, and there is none"
-                raise BadInputError(f"`{param.name}` is {value!r}, {why}.")
+                why = "it only applies with a `diffdiff_map`, and no map is given"
+                raise BadInputError(f"`{param.name}` is {value!r}; {why}.")
         return components, state
