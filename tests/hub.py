@@ -100,6 +100,7 @@ class Hub:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet an answer: a second one waits 40 ms for the first's acknowledgement
 
     def log_message(self, *arguments) -> None:
         pass

@@ -52,13 +52,12 @@ def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path,
     code = "    import torch" + SAVE.format(blocks=blocks, checkpoint=checkpoint) + RUN
     saved = run_python(code, None, tmp_path).split()
     (tmp_path / "saved").rename(tmp_path / "moved")  # nothing in it names where it was
-    loaded = run_python("    import torch" + LOAD.format(folder="moved") + RUN, None, tmp_path).split()
+    again = '    pipe.blocks.save_pretrained("again")'
+    loaded = run_python("    import torch" + LOAD.format(folder="moved") + RUN + again, None, tmp_path).split()
     assert saved[:2] == ["modular_diffdiff", blocks]
     assert loaded[:2] == ["diffusers_modules", blocks]
     assert loaded[2] == saved[2]
     # and what was loaded as remote code is saved with its code too
-    again = 'pipe.blocks.save_pretrained("again")'
-    run_python("    import torch" + LOAD.format(folder="moved") + f"    {again}", None, tmp_path)
     entry = "families.py" if blocks.startswith("ZImage") else "presets.py"
     named = re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE)
     assert {path.stem for path in (tmp_path / "again/blocks").iterdir()} == set(named)

@@ -72,6 +72,11 @@ def _pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(scenes[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether autocast to bfloat16 pays: a CPU without instructions for it is 20 times faster in float32."""
+    return device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
 def adamw(modules: nn.Module, lr: float) -> torch.optim.Optimizer:
     parameters = [p for p in modules.parameters() if p.requires_grad]
     return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -113,10 +118,11 @@ def fit(
         os.replace(f"{path}.partial", path)
 
     device = parameters[0].device.type
+    mixed = computes_in_bfloat16(device)
     smooth = None
     with tqdm(range(start, steps), name, initial=start, total=steps, miniters=20) as bar:
         for step in bar:
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=mixed):
                 value = loss(torch.Generator().manual_seed(step))
             optimizer.zero_grad()
             value.backward()

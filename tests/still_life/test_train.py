@@ -1,8 +1,5 @@
 """The training script: the real one, with few steps."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -86,24 +83,13 @@ def test_the_words_of_a_caption_are_one_token_each_and_any_text_can_be_written()
 
 
 def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
-    arguments = [
-        "--scenes",
-        "64",
-        "--vae-steps",
-        "1",
-        "--judge-steps",
-        "1",
-        "--unet-steps",
-        "1",
-        "--decoder-steps",
-        "1",
-    ]
-    outputs = ["--out", str(tmp_path / "checkpoint"), "--judge-out", str(tmp_path / "judge.safetensors")]
-    command = [sys.executable, "-m", "modular_diffdiff.still_life.train", str(tmp_path / "work"), *arguments, *outputs]
-    subprocess.run(command, check=True, capture_output=True)
+    steps = [f"--{stage}-steps=1" for stage in ("vae", "judge", "unet", "decoder")]
+    outputs = [f"--out={tmp_path / 'checkpoint'}", f"--judge-out={tmp_path / 'judge.safetensors'}"]
+    arguments = [str(tmp_path / "work"), "--scenes=64", *steps, *outputs]
+    train.main(arguments)
     pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "checkpoint", torch_dtype=torch.float32)
     assert pipe("an apple", height=128, width=128, num_inference_steps=1).images[0].size == (128, 128)
     assert load_file(tmp_path / "judge.safetensors")
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
-    subprocess.run(command, check=True, capture_output=True)
+    train.main(arguments)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()} == trained  # nothing twice

@@ -1,14 +1,12 @@
 """The training of the companions: the real script, with few steps."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import ControlNetUnionModel, UNet2DConditionModel
 
-from modular_diffdiff.still_life import CHECKPOINT, models
+from modular_diffdiff.still_life import CHECKPOINT, models, train_companions
 from modular_diffdiff.still_life.scene import Scene
 from modular_diffdiff.still_life.train_companions import ImagePrompts
 
@@ -79,14 +77,11 @@ def test_an_image_prompt_shares_what_the_caption_leaves_open():
 
 def test_the_script_makes_companions_that_load_and_leaves_the_base_alone(tmp_path):
     base = {path: path.read_bytes() for path in Path(CHECKPOINT).rglob("*") if path.is_file()}
-    steps = ["--image-encoder-steps", "1", "--controlnet-steps", "1", "--union-steps", "1", "--ip-adapter-steps", "1"]
-    command = [
-        *(sys.executable, "-m", "modular_diffdiff.still_life.train_companions", str(tmp_path / "work")),
-        *("--scenes", "64", *steps, "--out", str(tmp_path / "companions")),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    steps = [f"--{stage}-steps=1" for stage in ("image-encoder", "controlnet", "union", "ip-adapter")]
+    arguments = [str(tmp_path / "work"), "--scenes=64", *steps, f"--out={tmp_path / 'companions'}"]
+    train_companions.main(arguments)
     assert ControlNetUnionModel.from_pretrained(tmp_path / "companions", subfolder="controlnet_union")
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
-    subprocess.run(command, check=True, capture_output=True)
+    train_companions.main(arguments)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()} == trained  # nothing twice
     assert {path: path.read_bytes() for path in Path(CHECKPOINT).rglob("*") if path.is_file()} == base
