@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import (
@@ -15,12 +17,16 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from modular_diffdiff import publishing
 from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
 from modular_diffdiff.still_life.models import build_tokenizer
 
-from .clients import add_models, run_command
+from .clients import add_models, files_in
 from .helpers import let_it_speak
 from .hub import Hub
+
+
+LICENSE = Path(publishing.__file__).parent.parent / "LICENSE"
 
 
 @pytest.fixture(scope="session")
@@ -138,10 +144,14 @@ def image_encoder():
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory):
-    """A Hub with stand-ins for all weights, to which the collection and the checkpoint have been published."""
-    home = tmp_path_factory.mktemp("publisher")
+    """A Hub with stand-ins for all weights, and with the collection and the checkpoint as they are published."""
     with Hub() as hub:
         add_models(hub, tmp_path_factory.mktemp("models"))
-        for arguments in ((BLOCKS_REPO,), (CHECKPOINT_REPO, "--checkpoint")):
-            run_command(["modular-diffdiff", "publish", *arguments], hub, home)
+        for repo, content in (
+            (BLOCKS_REPO, publishing.blocks_of("sdxl")),
+            (CHECKPOINT_REPO, publishing.still_life()),
+        ):
+            folder = tmp_path_factory.mktemp("published")
+            content.assemble(folder)
+            hub.add(repo, {".gitattributes": b"", "LICENSE": LICENSE.read_bytes(), **files_in(folder)})
         yield hub

@@ -44,17 +44,33 @@ def repository(hub):
 
 
 def test_it_is_one_commit_that_makes_the_repository_what_the_package_is(hub, repository, tmp_path):
-    assert repository.messages == ["initial commit", "modular-diffdiff 0.1.0"]
-    names = set(repository.commits[repository.branches["main"]])
-    assert {"README.md", "LICENSE", "presets.py", "modular_config.json", "modular_model_index.json"} < names
-    assert {"blocks/diffdiff_loop.py", "pictures/demo.png", "mellon_pipeline_config.json"} < names
+    expected = repository.commits[repository.branches["main"]]
+    del hub.repositories[BLOCKS_REPO]
     publish(hub, tmp_path, BLOCKS_REPO)
-    assert len(repository.messages) == 2
+    published = hub.repositories[BLOCKS_REPO]
+    assert published.messages == ["initial commit", "modular-diffdiff 0.1.0"]
+
+    def files() -> dict[str, str]:
+        return {name: file.oid for name, file in published.commits[published.branches["main"]].items()}
+
+    assert files() == {name: file.oid for name, file in expected.items()}
+    publish(hub, tmp_path, BLOCKS_REPO)
+    assert len(published.messages) == 2
     # what is left from an earlier version goes
-    files = repository.commits[repository.branches["main"]]
-    repository.commit(files | {"blocks/diffdiff_old.py": File(b"")})
+    published.commit(published.commits[published.branches["main"]] | {"blocks/diffdiff_old.py": File(b"")})
     publish(hub, tmp_path, BLOCKS_REPO)
-    assert repository.commits[repository.branches["main"]].keys() == names
+    assert files() == {name: file.oid for name, file in expected.items()}
+
+
+def test_the_checkpoint_is_published_with_its_companions(hub, tmp_path):
+    expected = hub.repositories.pop(CHECKPOINT_REPO)
+    publish(hub, tmp_path, CHECKPOINT_REPO, "--checkpoint")
+    trees = [
+        {name: file.oid for name, file in repository.commits[repository.branches["main"]].items()}
+        for repository in (expected, hub.repositories[CHECKPOINT_REPO])
+    ]
+    assert trees[0] == trees[1]
+    assert {"unet/config.json", "controlnet/config.json"} < trees[0].keys()
 
 
 def test_a_dry_run_writes_the_files_that_are_published(hub, tmp_path):
@@ -90,7 +106,17 @@ def test_a_failed_upload_changes_nothing(hub, repository, tmp_path):
         said = publish(hub, tmp_path, BLOCKS_REPO, "--revision", "next", code=1).stderr
         assert "507" in said
         assert said.count("\n") == 1
-        publish(hub, tmp_path, "ada/new", code=1)
+        upload = """
+            from pathlib import Path
+            from modular_diffdiff import publishing
+            Path("folder").mkdir()
+            Path("folder/README.md").write_text("new")
+            try:
+                publishing.upload(publishing.blocks_of("sdxl"), "ada/new", Path("folder"), False, None)
+            except OSError as error:
+                print(error)
+        """
+        assert "507" in run_python(upload, hub, tmp_path)
     finally:
         hub.refuse_commits = False
     assert repository.branches == changed
