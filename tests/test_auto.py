@@ -681,7 +681,7 @@ def test_the_ip_adapters_block_takes_its_input_along():
         (None, {"control_image": picture()}, "`control_image` is given, but no ControlNet is loaded"),
         (None, {"control_mode": 1}, "`control_mode` is 1, but there is no `control_image`"),
         ("controlnet", {"control_image": picture(), "control_mode": 1}, "a ControlNetModel has no modes"),
-        ("controlnet", {"control_image": "edges.png"}, "`control_image` is 'edges.png'; it takes a PIL image"),
+        ("controlnet", {"control_image": "edges.png"}, "`control_image` is 'edges.png'; it takes PIL images"),
         (
             "controlnet",
             {"control_image": [picture()] * 2},

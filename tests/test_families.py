@@ -28,7 +28,7 @@ from modular_diffdiff import (
     catalog,
     families,
 )
-from modular_diffdiff.blocks.diffdiff_fit import size_and_canvas
+from modular_diffdiff.blocks.diffdiff_pixels import size_and_canvas
 
 from .families import FAMILIES, LAYERED, MUSIC, NOT_OPENED, SHORT, TEXT_ONLY, VIDEO, denoiser_of, flow, parts_of
 from .helpers import adapter_weights, picture, relative, seeded
@@ -581,7 +581,7 @@ def test_height_and_width_are_the_size_that_the_image_is_brought_to(name):
 @pytest.mark.parametrize(("name", "largest"), [("flux2", 1024 * 1024), ("flux3", 4 * 1024 * 1024)])
 def test_what_upstream_would_make_smaller_is_made_smaller_before_it_is_padded(name, largest):
     for size in [(1500, 1000), (2900, 2333), (900, 1200), (4096, 4096)]:
-        smaller, canvas = size_and_canvas(*size, 16, CLASSES[name].family)
+        smaller, canvas = size_and_canvas(*size, 16, CLASSES[name].family.least_side, CLASSES[name].family.largest_area)
         assert canvas[0] * canvas[1] <= largest
         assert all(side % 16 == 0 and 0 <= side - own < 16 for side, own in zip(canvas, smaller, strict=True))
         assert smaller[0] / smaller[1] == pytest.approx(size[0] / size[1], rel=5e-3)

@@ -58,6 +58,11 @@ class FamilyTraits:
     sized: bool = False
 
 
+def cell_of(components) -> int:
+    """Pixels that a latent element is high and wide; 1 where latents are pixels."""
+    return getattr(components, "vae_scale_factor", 1)
+
+
 class DiffDiffBlock(ModularPipelineBlocks):
     """A block that names what it takes and gives; `diffdiff_docs` has the types and the sentences.
 

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+import copy
+import inspect
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from diffusers.utils.torch_utils import unwrap_module
 
-from . import diffdiff_block, diffdiff_loop, diffdiff_map, diffdiff_pixels, diffdiff_refusals
+from . import (
+    diffdiff_block,
+    diffdiff_docs,
+    diffdiff_layout,
+    diffdiff_loop,
+    diffdiff_map,
+    diffdiff_pixels,
+    diffdiff_refusals,
+)
 
 
 # Further text encoders of a family, and adapters, may be missing.
 MODELS = ("transformer", "unet", "vae", "scheduler", "text_encoder", "tokenizer", "processor")
-# What whole numbers must at least be, and what words are taken.
-LEAST = {"num_inference_steps": 1, "num_images_per_prompt": 1, "height": 1, "width": 1}
-LEAST |= {"overlay_feather": 0, "padding_map_crop": 0}
-CHOICES = {"diffdiff_schedule": tuple(diffdiff_map.SCHEDULES), "output_type": ("pil", "np", "pt", "latent")}
+# What would be encoded in the image's place, or move it under the map.
+NOT_WITH_A_MAP = ("resized_image", "preprocess_kwargs", "padding_mask_crop")
+# Features of embeddings, as denoisers call them in their configurations.
+FEATURES = {
+    "prompt_embeds": ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim"),
+    "pooled_prompt_embeds": ("pooled_projection_dim",),
+}
 # Made by our blocks for one another: the block of ours that makes it.
 MAKERS = {"placement": "DiffDiffReadMapStep"} | dict.fromkeys(diffdiff_loop.TRAJECTORY_INPUTS, "DiffDiffPrepareStep")
 
@@ -32,12 +45,14 @@ class Asked:
     Attributes:
         given: The inputs that are not None, defaults included.
         executed: The blocks that run for them.
+        following: All blocks that can run after the check, of every branch.
     """
 
     def __init__(self, components, state):
         self.given = {name: value for name, value in state.values.items() if value is not None}
         self.executed = components.blocks.get_execution_blocks(**self.given)
         self.blocks = list(self.executed.sub_blocks.values())
+        self.following = _following(components.blocks)
         self.get = self.given.get
 
     def makes(self, name: str) -> bool:
@@ -52,6 +67,22 @@ class Asked:
     def lays_over(self) -> str | None:
         """The input that asks for the original's pixels."""
         return "overlay" if self.get("overlay") else "padding_map_crop" if "padding_map_crop" in self.given else None
+
+
+def _following(block) -> list:
+    """The blocks behind our check in the sequence that holds it, without those that hold others."""
+    children = list(block.sub_blocks.values())
+    places = [place for place, child in enumerate(children) if isinstance(child, DiffDiffCheckInputsStep)]
+    if places:
+        return [leaf for child in children[places[0] + 1 :] for leaf in _leaves(child)]
+    return next(filter(None, map(_following, children)), [])
+
+
+def _leaves(block) -> list:
+    """A block's blocks; a loop is one."""
+    if isinstance(block, LoopSequentialPipelineBlocks) or not block.sub_blocks:
+        return [block]
+    return [leaf for child in block.sub_blocks.values() for leaf in _leaves(child)]
 
 
 def count_prompts(state) -> int | None:
@@ -69,20 +100,33 @@ def check_count(name: str, count: int, prompts: int) -> None:
         raise BadInputError(f"`{name}` holds {count}; it takes 1{one_each}.")
 
 
-def check_values(asked: Asked) -> None:
-    """Refuses single values of another kind or range than they can have."""
-    for name, least in LEAST.items():
-        value = asked.get(name, least)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            refuse(name, value, f"a whole number of at least {least}")
-    for name, choices in CHOICES.items():
-        if asked.get(name, choices[0]) not in choices:
-            refuse(name, asked.get(name), f"one of {', '.join(choices)}")
-    strength, overlay = asked.get("strength", 1), asked.get("overlay", False)
-    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 <= strength <= 1:
-        refuse("strength", strength, "a number in [0, 1]")
-    if not isinstance(overlay, bool):
-        refuse("overlay", overlay, "True or False")
+def check_kinds(asked: Asked) -> None:
+    """Refuses single values of another kind or range than `diffdiff_docs.KINDS` says."""
+    for name, value in asked.given.items():
+        kind = diffdiff_docs.KINDS.get(name)
+        if kind is not None and not kind.accepts(value):
+            refuse(name, value, kind.takes)
+
+
+def check_makers(asked: Asked) -> None:
+    """Refuses values that a block would overwrite before any other reads them.
+
+    What users are not meant to give is refused where a block can make it, whether or not that one runs this time.
+    """
+    internal = {name for name in asked.given if not is_for_users(name)}
+    for blocks, unread in ((asked.blocks, set(asked.given) - internal), (asked.following, internal)):
+        for block in blocks:
+            made, read = set(block.intermediate_output_names), set(block.input_names)
+            for name in unread & made - read:
+                instead = f"leave it out, or take `{type(block).__name__}` out of the blocks (`without_encoders`)"
+                raise BadInputError(f"`{name}` is given, but a block makes it, and would overwrite it: {instead}.")
+            # ours pass on what they take and give
+            unread -= read - made if isinstance(block, diffdiff_block.DiffDiffBlock) else read
+
+
+def is_for_users(name: str) -> bool:
+    """Whether this is an input, and not what blocks make for one another."""
+    return name in diffdiff_docs.KINDS and diffdiff_docs.KINDS[name].takes != ""
 
 
 def check_wiring(asked: Asked) -> None:
@@ -114,6 +158,9 @@ def check_components(components, asked: Asked, needed: tuple[str, ...]) -> None:
 def check_map(asked: Asked) -> None:
     if not asked.makes("diffdiff_map") and "diffdiff_map" not in asked.given:
         diffdiff_map.load_maps(None)
+    for name in NOT_WITH_A_MAP:
+        if asked.get(name):
+            refuse(name, asked.get(name), "nothing with a `diffdiff_map`, which would be elsewhere")
     if "mask_image" in asked.given:
         instead = "a mask is a map of black and white, with `invert_diffdiff_map=True`"
         raise BadInputError(f"`mask_image` is given together with `diffdiff_map`: both say what changes; {instead}.")
@@ -151,30 +198,53 @@ def check_texts(asked: Asked, texts: tuple[str, ...]) -> None:
                 refuse(name, asked.get(name), "nothing, as no block encodes it: its embeddings are given")
         return
     prompt = asked.get("prompt")
-    if not isinstance(prompt, (str, list)) or not prompt or not all(isinstance(text, str) for text in prompt):
-        refuse("prompt", prompt, "a text, or a list of texts that is not empty")
+    if prompt is None:
+        refuse("prompt", prompt, diffdiff_docs.KINDS["prompt"].takes)
     prompts = 1 if isinstance(prompt, str) else len(prompt)
     for name in texts:
         text = asked.get(name, "")
-        if not isinstance(text, (str, list)):
-            refuse(name, text, "a text, or a list of texts")
         if isinstance(text, list) and len(text) != prompts:
             raise BadInputError(f"`{name}` holds {len(text)}; it takes a text, or {prompts}: one for each prompt.")
 
 
-def check_embeddings(asked: Asked, names: tuple[str, ...], prompts: int | None) -> None:
-    """Refuses embeddings that are missing, that would be overwritten, or that are more or fewer than prompts."""
+def check_embeddings(components, asked: Asked, names: tuple[str, ...], prompts: int | None) -> None:
+    """Refuses embeddings that are missing, more or fewer than prompts, or another model's."""
     needed = {name for block in asked.blocks for name in block.required_inputs}
     for name in names:
-        value = asked.get(name)
-        if asked.makes(name):
-            if value is not None:
-                instead = "pop `text_encoder` from the blocks"
-                raise BadInputError(f"`{name}` is given, but `text_encoder` would overwrite it: {instead}.")
-        elif value is not None or name in needed:
-            if not isinstance(value, (torch.Tensor, list)) or len(value) == 0:
-                refuse(name, value, "embeddings, a row for each prompt, as nothing encodes a prompt")
+        value, kind = asked.get(name), diffdiff_docs.KINDS.get(name)
+        if value is None and name in needed and not asked.makes(name):
+            refuse(name, value, f"{kind.takes}, as nothing encodes a prompt" if kind else "a row for each prompt")
+        if value is not None:
             check_count(name, len(value), prompts)
+            check_features(components, name, value)
+            check_mask(asked, name, value)
+
+
+def check_features(components, name: str, value: torch.Tensor | list[torch.Tensor]) -> None:
+    """Refuses embeddings of another width than the denoiser reads."""
+    config = denoiser_of(components).config
+    known = FEATURES.get(name.removeprefix("negative_"), ())
+    wanted = next((config[key] for key in known if config.get(key) is not None), None)
+    widths = {row.shape[-1] for row in value}
+    if wanted is not None and widths != {wanted}:
+        refuse(name, value, f"embeddings of the {wanted} features that this model reads")
+
+
+def check_mask(asked: Asked, name: str, value: torch.Tensor | list[torch.Tensor]) -> None:
+    """Refuses a mask that does not belong to its embeddings."""
+    mask = asked.get(f"{name}_mask")
+    if mask is not None and isinstance(value, torch.Tensor) and mask.shape != value.shape[:2]:
+        refuse(f"{name}_mask", mask, f"the shape {tuple(value.shape[:2])}, prompts and tokens of `{name}`")
+
+
+def channels_of(vae) -> int:
+    """Channels of the latents that an autoencoder makes."""
+    return vae.config["latent_channels"] if "latent_channels" in vae.config else vae.config["z_dim"]
+
+
+def denoiser_of(components):
+    """The model that the loop asks."""
+    return getattr(components, "transformer", None) or components.unet
 
 
 def check_image(asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int | None) -> None:
@@ -186,13 +256,16 @@ def check_image(asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int 
     check_count("image", count, prompts or count)
 
 
-def check_latents(asked: Asked, family: diffdiff_block.FamilyTraits, cell: int, prompts: int | None) -> None:
+def check_latents(components, asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int | None) -> None:
     """Refuses latents given as the original that are not latents, or have another size than the picture."""
     name, original = family.original, asked.get(family.original)
-    if not isinstance(original, torch.Tensor) or original.ndim not in (4, 5):
-        described = tuple(original.shape) if isinstance(original, torch.Tensor) else original
-        refuse(name, described, "a tensor of shape (B, C, h, w) or (B, C, 1, h, w), as nothing encodes an image")
+    if original is None:
+        refuse(name, original, f"{diffdiff_docs.KINDS[name].takes}, as nothing encodes an image")
     check_count(name, len(original), prompts or len(original))
+    channels = channels_of(components.vae)
+    if not family.references and original.shape[1] != channels:
+        refuse(name, original, f"latents of the {channels} channels that this model's autoencoder makes")
+    cell = diffdiff_block.cell_of(components)
     canvas = size = tuple(cell * cells for cells in original.shape[-2:])
     if "image" in asked.given:
         size = image_geometry(asked.get("image"), transparent=True)[1:]
@@ -207,17 +280,69 @@ def check_latents(asked: Asked, family: diffdiff_block.FamilyTraits, cell: int, 
         )
 
 
-def check_original(asked: Asked, family: diffdiff_block.FamilyTraits, cell: int, prompts: int | None) -> None:
+def check_original(components, asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int | None) -> None:
     """Refuses an original that is missing, or that something would overwrite."""
-    name, encodes = family.original, asked.makes(family.original)
-    if encodes and name in asked.given:
-        raise BadInputError(f"`{name}` is given, but the image's encoder would overwrite it: pop it from the blocks.")
+    encodes = asked.makes(family.original)
     if encodes and "image" not in asked.given:
-        raise BadInputError("`image` is missing; it takes PIL images, numpy arrays or tensors.")
+        raise BadInputError(f"`image` is missing; it takes {diffdiff_docs.KINDS['image'].takes}.")
     if not encodes:
-        check_latents(asked, family, cell, prompts)
+        check_latents(components, asked, family, prompts)
     if "image" in asked.given:
         check_image(asked, family, prompts)
+
+
+def check_schedule(scheduler, asked: Asked):
+    """Refuses timesteps, sigmas and numbers of steps that the scheduler does not take.
+
+    Returns:
+        A scheduler of the same kind, with the schedule that the run will have, or one like it.
+    """
+    taken = inspect.signature(scheduler.set_timesteps).parameters
+    given = {name: asked.get(name) for name in ("timesteps", "sigmas") if name in asked.given}
+    for name, value in given.items():
+        if name not in taken:
+            refuse(name, value, f"nothing with {type(scheduler).__name__}, which has its own spacing")
+    if len(given) > 1:
+        raise BadInputError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
+    trained = scheduler.config.num_train_timesteps
+    if "timesteps" in given and max(given["timesteps"]) > trained:
+        refuse("timesteps", given["timesteps"], f"numbers of at most {trained}, those that the model was trained with")
+    given = given or {"num_inference_steps": asked.get("num_inference_steps", 1)}
+    ((name, value),) = given.items()
+    tried = copy.deepcopy(scheduler)
+    # of a shift that follows the image, any will do
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") and "mu" in taken else {}
+    try:
+        tried.set_timesteps(**given, **shift)
+    except Exception as error:
+        refuse(name, value, f"what {type(scheduler).__name__} takes, which says: {error}")
+    levels = getattr(tried, "sigmas", tried.timesteps)
+    if len(tried.timesteps) == 0 or not torch.as_tensor(levels).isfinite().all():
+        refuse(name, value, "a schedule of at least one step, all of finite noise")
+    return tried
+
+
+def check_start(components, asked: Asked, family: diffdiff_block.FamilyTraits, outputs: int | None) -> None:
+    """Refuses latents to start from that cannot hold the picture's grid, or are more or fewer than the outputs."""
+    latents, original, cell = asked.get("latents"), asked.get(family.original), diffdiff_block.cell_of(components)
+    if latents is None:
+        return
+    if original is None:
+        _, height, width = image_geometry(asked.get("image"), transparent=True)
+        size = asked.get("height", height), asked.get("width", width)
+        _, canvas = diffdiff_pixels.size_and_canvas(*size, cell * family.patch, family.least_side, family.largest_area)
+        grid = tuple(side // cell for side in canvas)
+    else:
+        grid = tuple(original.shape[-2:])
+    channels = denoiser_of(components).config.in_channels
+    fits = len(latents) == outputs and latents.shape[2 if latents.ndim == 3 else 1] == channels
+    try:
+        diffdiff_layout.in_loop_form(torch.zeros(1, 1, *grid), latents)
+    except BadInputError:
+        fits = False
+    if not fits:
+        takes = f"{outputs} of {channels} channels, in which a grid of {grid[0]} x {grid[1]} lies as the loop sees it"
+        refuse("latents", latents, takes)
 
 
 def image_geometry(image: Any, transparent: bool = False) -> tuple[int, int, int]:
@@ -225,9 +350,10 @@ def image_geometry(image: Any, transparent: bool = False) -> tuple[int, int, int
 
     Images may be `transparent` where their alpha is given back; no model sees it.
     """
+    kind = diffdiff_docs.KINDS["image"]
+    if not kind.accepts(image):
+        refuse("image", image, kind.takes)
     images = image if isinstance(image, list) else [image]
-    if not images:
-        refuse("image", image, "an image or a list of them that is not empty")
     counts, sizes = zip(*(_count_and_size(item, transparent) for item in images), strict=True)
     if len(set(sizes)) > 1:
         listed = ", ".join(f"{width} x {height}" for height, width in sorted(set(sizes)))
@@ -242,8 +368,6 @@ def _count_and_size(image: Any, transparent: bool) -> tuple[int, tuple[int, int]
             refuse("image", image, f"opaque images: {instead}")
         check_bits("image", image)
         return 1, (image.height, image.width)
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
-        refuse("image", image, "PIL images, arrays or tensors; `diffusers.utils.load_image` reads paths and URLs")
     pictures = diffdiff_pixels.split_images(image)
     floating = image.dtype.is_floating_point if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
     described = f"`image` is a {type(image).__name__} of shape {tuple(image.shape)} and {image.dtype}"
@@ -267,25 +391,22 @@ def check_bits(name: str, image: PIL.Image.Image) -> None:
 def check_control(control: Any, prompts: int | None) -> None:
     """Refuses what is no control image or would be clipped, and more or fewer than there are prompts."""
     pictures = diffdiff_pixels.split_images(control)
-    for picture in pictures or [control]:
+    for picture in pictures:
         if isinstance(picture, PIL.Image.Image):
             check_bits("control_image", picture)
-        elif isinstance(picture, (np.ndarray, torch.Tensor)):
-            values = torch.as_tensor(picture)
-            if not values.is_floating_point() or not values.isfinite().all():  # inpainting ControlNets take -1 too
-                described = f"{type(picture).__name__} of {picture.dtype} from {values.min():g} to {values.max():g}"
-                refuse("control_image", described, "finite floats, or PIL images")
-        else:
-            refuse("control_image", picture, "a PIL image, array or tensor, or a list of these that is not empty")
+            continue
+        axis, values = (-1 if isinstance(picture, np.ndarray) else -3), diffdiff_pixels.as_tensor(picture)
+        if picture.ndim != 3 or picture.shape[axis] != 3:
+            refuse("control_image", picture, "3 colours: arrays (H, W, 3) or (B, H, W, 3), tensors (3, H, W) or such")
+        if not values.is_floating_point() or not values.isfinite().all():  # inpainting ControlNets take -1 too
+            described = f"{type(picture).__name__} of {picture.dtype} from {values.min():g} to {values.max():g}"
+            refuse("control_image", described, "finite floats, or PIL images")
     check_count("control_image", len(pictures), prompts or len(pictures))
 
 
 def count_outputs(asked: Asked, prompts: int | None) -> int | None:
     """Number of outputs, and a check that the generators are as many; None where it cannot be told."""
     per_prompt, generator = asked.get("num_images_per_prompt", 1), asked.get("generator")
-    generators = generator if isinstance(generator, list) else [generator]
-    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
-        refuse("generator", generator, "a `torch.Generator`, or a list of them")
     outputs = None if prompts is None else prompts * per_prompt
     if isinstance(generator, list) and outputs not in (None, len(generator)):
         one_each = f"one for each output ({prompts} prompts x {per_prompt} images)"
@@ -304,18 +425,23 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
 
     def check(self, components, state, asked: Asked) -> None:
         """Refuses what the blocks that will run cannot work with."""
+        check_kinds(asked)
+        check_makers(asked)
         check_wiring(asked)
         check_components(components, asked, self.needed_components(components, asked))
-        check_values(asked)
         check_map(asked)
         check_texts(asked, self.family.texts)
         prompts = count_prompts(state)
-        check_embeddings(asked, self.family.embeddings, prompts)
+        check_embeddings(components, asked, self.family.embeddings, prompts)
         check_overlay(asked)
-        check_original(asked, self.family, getattr(components, "vae_scale_factor", 1), prompts)
+        check_original(components, asked, self.family, prompts)
+        check_schedule(components.scheduler, asked)
         if "control_image" in asked.given:
             self.check_control(components, asked, prompts)
-        count_outputs(asked, prompts)
+        self.check_start(components, asked, count_outputs(asked, prompts))
+
+    def check_start(self, components, asked: Asked, outputs: int | None) -> None:
+        check_start(components, asked, self.family, outputs)
 
     def needed_components(self, components, asked: Asked) -> tuple[str, ...]:
         return MODELS

@@ -1,9 +1,8 @@
-"""What every input and output is, in a type and a sentence, once for all blocks and pipelines."""
+"""What every input and output is, and what an input takes, once for all blocks and pipelines."""
 
 from __future__ import annotations
 
 import inspect
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +11,8 @@ import PIL.Image
 import torch
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
+from . import diffdiff_kinds
 
-Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
-ChangeMap = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | list
-Text = str | list[str]
 
 # What an input of ours is where it is not given; the others are None then.
 DEFAULTS: dict[str, Any] = {
@@ -26,69 +23,99 @@ DEFAULTS: dict[str, Any] = {
     "strength": 1.0,
     "diffdiff_schedule": "step",
     "overlay_feather": 0,
+    "allow_paths": True,
 }
-# name: (type, sentence)
+# What values are taken, by name.
+KINDS: dict[str, diffdiff_kinds.Kind] = {}
+# (type, sentences), by name: of an input they say what it takes, too.
 INPUTS: dict[str, tuple[Any, str]] = {}
+OUTPUTS: dict[str, tuple[Any, str]] = {}
 
 
-def _describe(kind: Any, /, **sentences: str) -> None:
-    INPUTS.update({name: (kind, sentence) for name, sentence in sentences.items()})
+def _describe(kind: diffdiff_kinds.Kind, /, **sentences: str) -> None:
+    for name, sentence in sentences.items():
+        KINDS[name] = kind
+        INPUTS[name] = kind.type_hint, f"{sentence} Takes {kind.takes}." if kind.takes else sentence
+        OUTPUTS[name] = kind.type_hint, sentence
 
 
 _describe(
-    Text,
-    prompt="What the changed regions show: a text, or one for each image of the batch.",
+    diffdiff_kinds.texts(),
+    prompt="What the changed regions show, one for each image of the batch.",
     prompt_2="Text for `tokenizer_2` and `text_encoder_2`; `prompt` where it is not given.",
+    prompt_3="Text for `tokenizer_3` and `text_encoder_3`; `prompt` where it is not given.",
     negative_prompt="What the changed regions do not show; used by guiders with a negative side.",
     negative_prompt_2="Negative text for `text_encoder_2`; `negative_prompt` where it is not given.",
     negative_prompt_3="Negative text for `text_encoder_3`; `negative_prompt` where it is not given.",
-    prompt_3="Text for `tokenizer_3` and `text_encoder_3`; `prompt` where it is not given.",
 )
 _describe(
-    dict,
-    cross_attention_kwargs="Keyword arguments for the UNet's attention processors; `scale` is LoRA's.",
-    preprocess_kwargs="Keyword arguments for `VaeImageProcessor.preprocess` of the image.",
-    joint_attention_kwargs="Keyword arguments for the attention processors; `scale` is LoRA's.",
+    diffdiff_kinds.keywords(),
+    cross_attention_kwargs="For the UNet's attention processors; `scale` is LoRA's.",
+    joint_attention_kwargs="For the attention processors; `scale` is LoRA's.",
+    attention_kwargs="For the attention processors; `scale` is LoRA's.",
+    preprocess_kwargs="For `VaeImageProcessor.preprocess` of the image; not with a change map.",
 )
 _describe(
-    int,
-    clip_skip="How many of the text encoders' last layers are left out, at least 0.",
-    height="Height in pixels, at least 1, to which the image is resized, its own by default; of a picture that is "
-    "given as latents, its own. Edit models may have a size of their own.",
-    width="Width in pixels, at least 1; the same holds as for `height`.",
-    padding_map_crop="Edits only the box that the map changes, with this many pixels around it, at least 0, and lays "
-    "the rest over; `height` and `width` are then the box's. One box serves the batch.",
-    batch_size="Number of prompts; there are `batch_size * num_images_per_prompt` outputs.",
-    padding_mask_crop="Inpaints only the box that the mask changes, with this many pixels around it, at least 0.",
+    diffdiff_kinds.whole(1),
+    height="Height in pixels to which the image is resized, its own by default; of a picture that is given as latents, "
+    "its own. Edit models may have a size of their own.",
+    width="Width in pixels; the same holds as for `height`.",
     max_sequence_length="Number of text tokens after which a prompt is cut off.",
-    max_area="Area in pixels that the output of a run without a map is brought to.",
-    num_images_per_prompt="How many images to make of each prompt, at least 1.",
-    num_inference_steps="Number of denoising steps, at least 1; the change map's values are thresholds on this "
-    "schedule.",
-    overlay_feather="Width in pixels, at least 0, of the seam in which the overlay fades; it lies in what changes.",
+    num_images_per_prompt="How many images to make of each prompt.",
+    num_inference_steps="Number of denoising steps; the change map's values are thresholds on this schedule.",
 )
 _describe(
-    Images,
-    image="The image to edit, or a batch of equal size: PIL images, or floats in [0, 1] as numpy arrays (H, W, 3) or "
-    "tensors (3, H, W). Any size; results come back at the same one. Models that take references take one.",
+    diffdiff_kinds.whole(1, diffdiff_kinds.MOST**2),
+    max_area="Area in pixels that the output of a run without a map is brought to.",
+)
+_describe(
+    diffdiff_kinds.whole(0),
+    clip_skip="How many of the text encoders' last layers are left out.",
+    padding_map_crop="Edits only the box that the map changes, with this many pixels around it, and lays the rest "
+    "over; `height` and `width` are then the box's. One box serves the batch.",
+    padding_mask_crop="Inpaints only the box that the mask changes, with this many pixels around it.",
+    overlay_feather="Width in pixels of the seam in which the overlay fades; it lies in what changes.",
+)
+_describe(
+    diffdiff_kinds.unchecked(int),
+    batch_size="Number of prompts; there are `batch_size * num_images_per_prompt` outputs.",
+)
+_describe(
+    diffdiff_kinds.pictures(
+        "PIL images, or floats in [0, 1] as arrays (H, W, 3) or tensors (3, H, W), or a list of one size; "
+        "`diffusers.utils.load_image` reads paths and URLs"
+    ),
+    image="The image to edit, or a batch. Any size; results come back at the same one. Models that take references "
+    "take one.",
+    resized_image="The image at the model's own size; where it is given, it is encoded in its place. Not with a "
+    "change map.",
+)
+_describe(
+    diffdiff_kinds.pictures("PIL images, arrays or tensors, one for each IP-Adapter in a list"),
     ip_adapter_image="The image prompt, or one for each loaded IP-Adapter: what is released takes after it, what is "
     "kept does not. To let it act in parts only, pass `cross_attention_kwargs={'ip_adapter_masks': ...}`.",
+)
+_describe(
+    diffdiff_kinds.pictures("PIL images, finite floats as arrays (H, W, 3) or tensors (3, H, W), or a list of these"),
     control_image="The ControlNet's condition (edges, depth, ...), or one for each ControlNet or control mode. It "
     "steers the regions that the map releases; what the map keeps follows the original. Resized to the image, and "
     "padded and cut as it is.",
-    mask_image="The mask of inpainting, white changes. Not taken together with a change map: as one, it is a map of "
-    "black and white with `invert_diffdiff_map=True`.",
-    resized_image="The image at the model's own size; where it is given, it is encoded in its place.",
+    mask_image="The mask of inpainting, white changes. Not together with a change map: as one, it is a map of black "
+    "and white with `invert_diffdiff_map=True`.",
 )
 _describe(
-    ChangeMap,
+    diffdiff_kinds.change_maps(
+        "a PIL image, numpy array, tensor (H, W), (1, H, W) or (B, 1, H, W), path or URL; another size than the "
+        "image's is resized to it"
+    ),
     diffdiff_map="The change map, or one for each image: white (1) keeps the original, black (0) lets everything "
-    "change, grey (g) lets change begin after the share g of the steps. A PIL image, numpy array, tensor (H, W), (1, "
-    "H, W) or (B, 1, H, W), path or URL; another size than the image's is resized to it.",
+    "change, grey (g) lets change begin after the share g of the steps.",
 )
 _describe(
-    bool,
+    diffdiff_kinds.flag(),
     invert_diffdiff_map="Reads the map the other way round: white marks what changes.",
+    allow_paths="Whether a `diffdiff_map` that is a string is opened as a path or fetched as a URL. Turn it off where "
+    "the string can be a stranger's: it would reach every file and every address that this machine does.",
     guess_mode="Lets the ControlNet act on the positive side alone, deeper layers weighing more.",
     overlay="Lays the original's own pixels over the result where the map keeps it whole, so that they have been "
     "through no autoencoder; results then have the original's size, and its alpha channel.",
@@ -96,62 +123,79 @@ _describe(
     "stretches it.",
 )
 _describe(
-    list[int] | torch.Tensor,
+    diffdiff_kinds.schedule(int),
     timesteps="Timesteps to use instead of the scheduler's own spacing, for schedulers that take them.",
 )
 _describe(
-    list[float] | torch.Tensor,
+    diffdiff_kinds.schedule(float),
     sigmas="Sigmas to use instead of the scheduler's own spacing, for schedulers that take them.",
 )
 _describe(
-    float,
-    denoising_end="Share of the schedule, in (0, 1], after which to stop; kept elements then end at that step's noise "
-    "level.",
+    diffdiff_kinds.number(),
     guidance_scale="Of models that were distilled with guidance. Where there is a guider, guidance belongs to it, as "
     "in `pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=7.5))`, and the call does not take this.",
-    denoising_start="Share of the schedule, in (0, 1), at which to start: where another run stopped by "
-    "`denoising_end`, whose `latents`, `noise` and `image_latents` go in. The map counts on the full schedule.",
-    aesthetic_score="Score wanted, from 1 to 10, for UNets that are conditioned on one (`requires_aesthetics_score`).",
-    negative_aesthetic_score="Score not wanted, from 1 to 10, for the same UNets.",
-    eta="η of the DDIM paper, in [0, 1], 0 being deterministic; for schedulers that take it.",
-    strength="Turns the whole map down, in [0, 1]: the map counts as 1 - strength * (1 - map). With a black map, and "
-    "without a map, this is image-to-image's strength.",
+    aesthetic_score="Score wanted, for UNets that are conditioned on one (`requires_aesthetics_score`).",
+    negative_aesthetic_score="Score not wanted, for the same UNets.",
 )
 _describe(
-    torch.Generator | list[torch.Generator],
+    diffdiff_kinds.number(0, 1),
+    eta="η of the DDIM paper, 0 being deterministic; for schedulers that take it.",
+    strength="Turns the whole map down: the map counts as 1 - strength * (1 - map). With a black map, and without a "
+    "map, this is image-to-image's strength.",
+)
+_describe(
+    diffdiff_kinds.share(includes_all=True),
+    denoising_end="Share of the schedule after which to stop; kept elements then end at that step's noise level.",
+)
+_describe(
+    diffdiff_kinds.share(includes_all=False),
+    denoising_start="Share of the schedule at which to start: where another run stopped by `denoising_end`, whose "
+    "`latents`, `noise` and `image_latents` go in. The map counts on the full schedule.",
+)
+_describe(
+    diffdiff_kinds.generators(),
     generator="Source of the random numbers, or one for each output (prompts x images per prompt), which makes each "
     "output independent of the others.",
 )
 _describe(
-    torch.Tensor,
-    latents="The latents to start from, as the denoising loop sees them. SDXL takes the original's, (outputs, 4, h, "
-    "w), noised to the first step's level (with `denoising_start` those of the run before), the other models noise; "
-    "made where they are not given.",
-    image_latents="The encoded original, x0, (B, C, h, w); in the loop, as the loop sees latents. To give it "
-    "yourself, take its encoder out with `without_encoders`.",
+    diffdiff_kinds.tensor("as the denoising loop sees it", 3, 4, 5),
+    latents="The latents to start from. SDXL takes the original's, (outputs, 4, h, w), noised to the first step's "
+    "level (with `denoising_start` those of the run before), the other models noise; made where they are not given.",
     noise="The noise of the original's trajectory, of the latents' shape; SDXL draws it from `generator` where it is "
     "not given.",
-    release_steps="The step from which each latent element is free to change, int32, (outputs, 1, h, w) or what can "
-    "be broadcast to the latents; counted from the first step that runs, the number of steps or more for those that "
-    "never are.",
-    level_alphas="Factor on the original at every noise level of the schedule, and 1 last.",
-    level_sigmas="Factor on the noise at every noise level of the schedule, and 0 last.",
-    pooled_prompt_embeds="Pooled text embeddings, (B, features).",
-    negative_pooled_prompt_embeds="Pooled embeddings of the negative prompt, (B, features).",
-    timestep_cond="Embedded guidance scale, for UNets distilled with one (LCM).",
+)
+_describe(
+    diffdiff_kinds.tensor("(B, C, h, w) or (B, C, 1, h, w)", 4, 5),
+    image_latents="The encoded original, x0; in the loop, as the loop sees latents. To give it yourself, take its "
+    "encoder out with `without_encoders`.",
+    control_image_latents="The encoded control image.",
+)
+_describe(
+    diffdiff_kinds.tensor("(B, features)", 2),
+    pooled_prompt_embeds="Pooled text embeddings.",
+    negative_pooled_prompt_embeds="Pooled embeddings of the negative prompt.",
+)
+_describe(
+    diffdiff_kinds.embeddings("(B, tokens, features)", 3),
+    prompt_embeds="Text embeddings, a row for each prompt; to give them yourself, take the text encoder out with "
+    "`without_encoders`.",
+    negative_prompt_embeds="Text embeddings of the negative prompt, of the same shape.",
+    qwen_prompt_embeds="Text embeddings of Qwen, before they are conditioned.",
+    negative_qwen_prompt_embeds="Text embeddings of Qwen of the negative prompt.",
+)
+_describe(
+    diffdiff_kinds.tokens("(B, tokens)"),
     prompt_embeds_mask="Which tokens of the text embeddings count.",
     negative_prompt_embeds_mask="Which tokens of the negative text embeddings count.",
-    qwen_prompt_embeds="Text embeddings of Qwen, before they are conditioned.",
     qwen_attention_mask="Which of their tokens count.",
     t5_input_ids="Tokens of the prompt, as T5 counts them.",
     t5_attention_mask="Which of these tokens count.",
-    negative_qwen_prompt_embeds="Text embeddings of Qwen of the negative prompt.",
     negative_qwen_attention_mask="Which of their tokens count.",
     negative_t5_input_ids="Tokens of the negative prompt, as T5 counts them.",
     negative_t5_attention_mask="Which of these tokens count.",
 )
 _describe(
-    tuple[int, int],
+    diffdiff_kinds.pair(),
     original_size="SDXL's micro-conditioning: (height, width) of the original; that of the latents where it is not "
     "given.",
     target_size="SDXL's micro-conditioning: (height, width) wanted; that of the latents where it is not given.",
@@ -161,60 +205,83 @@ _describe(
     negative_crops_coords_top_left="The same of the negative side: it cannot differ.",
 )
 _describe(
-    str,
-    output_type="Form of the results: 'pil', 'np', 'pt', or 'latent' for latents.",
+    diffdiff_kinds.choice("pil", "np", "pt", "latent"),
+    output_type="Form of the results; 'latent' is the latents themselves.",
+)
+_describe(
+    diffdiff_kinds.choice("step", "timestep"),
     diffdiff_schedule="What the map's greys are compared with: 'step', the share of the steps that have been made "
     "(the paper), or 'timestep', the noise level, t_0 to 0 (ComfyUI).",
 )
-_describe(list[PIL.Image.Image] | np.ndarray | torch.Tensor, images="The edited images, in the form asked for.")
 _describe(
-    torch.Tensor | list[torch.Tensor],
-    prompt_embeds="Text embeddings, a row for each prompt; to give them yourself, take the text encoder out with "
-    "`without_encoders`.",
-    negative_prompt_embeds="Text embeddings of the negative prompt, of the same shape.",
-    controlnet_cond="The control image, resized and repeated.",
+    diffdiff_kinds.several(diffdiff_kinds.whole(0)),
+    control_mode="For a ControlNet-Union: the number of the control type, or one for each control image.",
 )
 _describe(
-    int | list[int],
-    control_mode="For a ControlNet-Union: the number of the control type, at least 0, or one for each control image.",
+    diffdiff_kinds.several(diffdiff_kinds.number(0, 1)),
+    control_guidance_start="Share of the steps at which the ControlNet starts to act, counted from the first step that "
+    "runs.",
+    control_guidance_end="Share of the steps at which the ControlNet stops acting, counted from the first step that "
+    "runs; regions released later are not steered by it.",
 )
 _describe(
-    float | list[float],
-    control_guidance_start="Share of the steps, in [0, 1], at which the ControlNet starts to act, counted from the "
-    "first step that runs.",
-    control_guidance_end="Share of the steps, in [0, 1], at which the ControlNet stops acting, counted from the first "
-    "step that runs; regions released later are not steered by it.",
-    controlnet_conditioning_scale="Weight of the ControlNet, at least 0, or of each of them; 0 is an edit without it.",
-    conditioning_scale="The ControlNet's weight, one for each ControlNet.",
+    diffdiff_kinds.several(diffdiff_kinds.number()),
+    controlnet_conditioning_scale="Weight of the ControlNet, or of each of them; 0 is an edit without it.",
 )
 _describe(
-    tuple[int, int, int, int],
+    diffdiff_kinds.box(),
     crops_coords="Box (left, top, right, bottom) in pixels that the control image is cut to, instead of being fitted "
     "to the image.",
 )
-_describe(list[float], controlnet_keep="Whether the ControlNet acts in a step (1) or not (0), for every step.")
 _describe(
-    list[torch.Tensor],
+    diffdiff_kinds.tensors(),
     ip_adapter_embeds="Image embeddings for each loaded IP-Adapter.",
     negative_ip_adapter_embeds="Their negative side, of the same shapes.",
     image_cond_latents="The encoded original, x0, in a list of one.",
 )
-# Between upstream's blocks.
+# Between blocks.
 _describe(
-    list,
+    diffdiff_kinds.unchecked(torch.Tensor),
+    release_steps="The step from which each latent element is free to change, int32, (outputs, 1, h, w) or what can "
+    "be broadcast to the latents; counted from the first step that runs, the number of steps or more for those that "
+    "never are.",
+    level_alphas="Factor on the original at every noise level of the schedule, and 1 last.",
+    level_sigmas="Factor on the noise at every noise level of the schedule, and 0 last.",
+    timestep_cond="Embedded guidance scale, for UNets distilled with one (LCM).",
+    controlnet_cond="The control image, resized and repeated.",
+)
+_describe(
+    diffdiff_kinds.unchecked(list),
     condition_images="The reference as the autoencoder takes it.",
     processed_image="The image as the autoencoder takes it, a tensor or a list of them.",
     image_height="Height in pixels at which the image is encoded, or of each.",
     image_width="Width in pixels at which the image is encoded, or of each.",
 )
-_describe(torch.dtype, dtype="Data type of the denoiser's inputs, that of the text embeddings.")
 _describe(
-    object,
+    diffdiff_kinds.unchecked(float | list[float]),
+    conditioning_scale="The ControlNet's weight, one for each ControlNet.",
+)
+_describe(
+    diffdiff_kinds.unchecked(list[float]),
+    controlnet_keep="Whether the ControlNet acts in a step (1) or not (0), for every step.",
+)
+_describe(
+    diffdiff_kinds.unchecked(torch.dtype), dtype="Data type of the denoiser's inputs, that of the text embeddings."
+)
+_describe(
+    diffdiff_kinds.unchecked(object),
     placement="Where the picture lies in what the model sees: originals, maps, box, sizes and grid; a "
     "`diffdiff_placement.Placement`.",
 )
-_describe(tuple[int, ...], text_encoder_out_layers="The text encoder's layers whose states are the embeddings.")
-OUTPUTS: dict[str, tuple[Any, str]] = {
+_describe(
+    diffdiff_kinds.unchecked(tuple[int, ...]),
+    text_encoder_out_layers="The text encoder's layers whose states are the embeddings.",
+)
+_describe(
+    diffdiff_kinds.unchecked(list[PIL.Image.Image] | np.ndarray | torch.Tensor),
+    images="The edited images, in the form asked for.",
+)
+OUTPUTS |= {
     "latents": (torch.Tensor, "Latents, as the denoising loop sees them: noised before it, edited behind it."),
     "timesteps": (torch.Tensor, "The timesteps that were run."),
     "num_inference_steps": (int, "The number of evaluations of the denoiser that were run, by which guiders count."),
@@ -235,7 +302,7 @@ def input_param(name: str, required: bool = False) -> InputParam:
 
 def output_param(name: str) -> OutputParam:
     """The output of this name, with its type and sentence; without them where the name is a user's own."""
-    type_hint, description = (INPUTS | OUTPUTS).get(name, (None, ""))
+    type_hint, description = OUTPUTS.get(name, (None, ""))
     return OutputParam(name, type_hint, description)
 
 
@@ -265,4 +332,4 @@ class Documented:
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [document(param, INPUTS | OUTPUTS) for param in super().intermediate_outputs]
+        return [document(param, OUTPUTS) for param in super().intermediate_outputs]

@@ -17,23 +17,9 @@ from . import (
     diffdiff_checks,
     diffdiff_docs,
     diffdiff_pixels,
-    diffdiff_placement,
     diffdiff_refusals,
     diffdiff_trajectory,
 )
-
-
-def size_and_canvas(
-    height: int, width: int, multiple: int, family: diffdiff_block.FamilyTraits
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size of an image, smaller where its canvas would exceed the family's largest area, and that of its canvas."""
-    scale = 1.0
-    while True:
-        size = tuple(max(round(scale * side), 1) for side in (height, width))
-        canvas = tuple(-(-max(side, family.least_side) // multiple) * multiple for side in size)
-        if math.prod(canvas) <= family.largest_area:
-            return size, canvas
-        scale *= min(0.99, math.sqrt(family.largest_area / math.prod(canvas)))
 
 
 def as_batch(pictures: list) -> Any:
@@ -85,7 +71,7 @@ class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
         grid = tuple(getattr(block_state, self.family.original).shape[-2:])
         placement = replace(block_state.placement, grid=grid)
         if block_state.image is None:
-            canvas = tuple(side * diffdiff_placement.cell_of(components) for side in grid)
+            canvas = tuple(side * diffdiff_block.cell_of(components) for side in grid)
             placement = replace(placement, canvas=canvas)
         block_state.placement = placement
 
@@ -93,8 +79,8 @@ class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
         """Brings the image to the size of the run, and pads it."""
         family, placement = self.family, block_state.placement
         height, width = block_state.height or placement.size[0], block_state.width or placement.size[1]
-        multiple = family.patch * diffdiff_placement.cell_of(components)
-        size, canvas = size_and_canvas(height, width, multiple, family)
+        multiple = family.patch * diffdiff_block.cell_of(components)
+        size, canvas = diffdiff_pixels.size_and_canvas(height, width, multiple, family.least_side, family.largest_area)
         pictures = diffdiff_pixels.split_images(block_state.image)
         if family.pictures_only:
             pictures = [

@@ -5,6 +5,7 @@ Pure functions; nothing here knows of pipelines. A picture is a PIL image, an ar
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -53,6 +54,13 @@ def in_unit_range(pictures: list[Any]) -> list[Any]:
     return [picture if isinstance(picture, PIL.Image.Image) else picture / 2 + 0.5 for picture in pictures]
 
 
+def as_tensor(picture: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """An array or tensor as a tensor, in the machine's byte order."""
+    if isinstance(picture, torch.Tensor):
+        return picture
+    return torch.from_numpy(np.ascontiguousarray(picture, picture.dtype.newbyteorder("=")))
+
+
 def as_array(picture: Any) -> np.ndarray:
     """An array (H, W, 3): uint8 of PIL images, floats of the others."""
     if isinstance(picture, PIL.Image.Image):
@@ -65,6 +73,22 @@ def to_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.uint8:
         return array if array.dtype == np.uint8 else np.rint(255 * array.clip(0, 1)).astype(np.uint8)
     return array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.astype(dtype)
+
+
+def size_and_canvas(
+    height: int, width: int, multiple: int, least_side: int, largest_area: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size of an image, smaller where its canvas would exceed the largest area, and that of its canvas.
+
+    A canvas has sides that are multiples of `multiple`, and at least `least_side`; all are (height, width) in pixels.
+    """
+    scale = 1.0
+    while True:
+        size = tuple(max(round(scale * side), 1) for side in (height, width))
+        canvas = tuple(-(-max(side, least_side) // multiple) * multiple for side in size)
+        if math.prod(canvas) <= largest_area:
+            return size, canvas
+        scale *= min(0.99, math.sqrt(largest_area / math.prod(canvas)))
 
 
 def bring_to(picture: Any, size: tuple[int, int], canvas: tuple[int, int]) -> Any:

@@ -59,11 +59,6 @@ class Placement:
         return tuple(round(image * result / canvas) for image, canvas, result in sides)
 
 
-def cell_of(components) -> int:
-    """Pixels that a latent element is high and wide; 1 where latents are pixels."""
-    return getattr(components, "vae_scale_factor", 1)
-
-
 class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
     """Reads the change maps once, inverts them and turns them down as asked, and notes where the picture lies."""
 
@@ -83,7 +78,7 @@ class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
     def size_of_latents(self, components, state) -> tuple[int, int]:
         """Size in pixels of a picture that is given as latents alone."""
         rows, columns = state.get(self.family.original).shape[-2:]
-        cell = cell_of(components)
+        cell = diffdiff_block.cell_of(components)
         return state.get("height") or rows * cell, state.get("width") or columns * cell
 
 
@@ -120,7 +115,7 @@ class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
             # upstream's box has the ratio of the size that it is edited at
             mask = PIL.Image.fromarray(changed.numpy())
             return VaeImageProcessor.get_crop_region(mask, block_state.width, block_state.height, padding)
-        return diffdiff_pixels.box_around(changed, padding, cell_of(components))
+        return diffdiff_pixels.box_around(changed, padding, diffdiff_block.cell_of(components))
 
 
 def steps_of(state) -> int | None:

@@ -119,7 +119,7 @@ class DiffDiffPrepareStep(diffdiff_block.DiffDiffBlock):
             keeps = diffdiff_map.read_maps(
                 block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength
             )
-            size = tuple(side * diffdiff_placement.cell_of(components) for side in grid)
+            size = tuple(side * diffdiff_block.cell_of(components) for side in grid)
             diffdiff_map.warn_of_stretching(keeps, *size)
             placement = diffdiff_placement.Placement.of([], keeps, size)
         return diffdiff_map.keep_on_grid(placement.keeps_in_box(), placement.size, grid, placement.canvas)

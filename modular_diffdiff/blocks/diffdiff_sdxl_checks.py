@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,7 +11,6 @@ from diffusers.utils.torch_utils import unwrap_module
 from . import diffdiff_checks, diffdiff_refusals, diffdiff_sdxl, diffdiff_trajectory
 
 
-SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
 CONTROL_NUMBERS = ("control_guidance_start", "control_guidance_end", "controlnet_conditioning_scale")
 
@@ -38,14 +34,10 @@ def check_parts(components) -> None:
 
 
 def check_hand_over(asked: diffdiff_checks.Asked) -> None:
-    """Refuses a start or an end outside the schedule, and a start without what the run before has left."""
+    """Refuses a start behind the end, and one without what the run before has left."""
     start, end = asked.get("denoising_start"), asked.get("denoising_end")
-    if end is not None and not (isinstance(end, float) and 0 < end <= 1):
-        refuse("denoising_end", end, "a float in (0, 1]")
     if start is None:
         return
-    if not (isinstance(start, float) and 0 < start < 1):
-        refuse("denoising_start", start, "a float in (0, 1)")
     if end is not None and start >= end:
         both = f"`denoising_start` is {start} and `denoising_end` {end}"
         raise BadInputError(f"{both}; the start must lie before the end.")
@@ -55,22 +47,9 @@ def check_hand_over(asked: diffdiff_checks.Asked) -> None:
             raise BadInputError(f"`denoising_start` is {start}, but `{name}` is missing: {instead}.")
 
 
-def check_schedule(scheduler, asked: diffdiff_checks.Asked) -> None:
-    """Refuses schedules that the scheduler does not take, and shares of one that leave no step."""
-    taken = inspect.signature(scheduler.set_timesteps).parameters
-    given = {name: asked.get(name) for name in ("timesteps", "sigmas") if name in asked.given}
-    for name, value in given.items():
-        if name not in taken:
-            refuse(name, value, f"nothing with {type(scheduler).__name__}, which has its own spacing")
-        if len(value) == 0:
-            refuse(name, value, "at least one value")
-    if len(given) > 1:
-        raise BadInputError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
+def check_share(schedule, asked: diffdiff_checks.Asked) -> None:
+    """Refuses shares of a schedule that leave no step."""
     start, end = asked.get("denoising_start"), asked.get("denoising_end")
-    if start is None and end is None:
-        return
-    schedule = copy.deepcopy(scheduler)
-    schedule.set_timesteps(**(given or {"num_inference_steps": asked.get("num_inference_steps")}))
     begin = 0 if start is None else diffdiff_trajectory.index_at(schedule, start)
     stop = len(schedule.timesteps) if end is None else diffdiff_trajectory.index_at(schedule, end)
     if stop == 0:
@@ -113,15 +92,9 @@ def check_start(components, asked: diffdiff_checks.Asked, outputs: int) -> None:
 
 def check_conditioning(components, asked: diffdiff_checks.Asked) -> None:
     """Refuses sizes and crops that are no pairs, and what upstream's steps would pass over."""
-    for name in (*SIZES, *CROPS):
-        pair = asked.get(name, (0, 0))
-        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(one, Real) for one in pair):
-            refuse(name, pair, "a pair of numbers, a tuple")
     crop, negative = (asked.get(name, (0, 0)) for name in CROPS)
     if negative not in ((0, 0), crop) and not components.config.requires_aesthetics_score:
         refuse(CROPS[1], negative, f"what `crops_coords_top_left` is, {crop}, or nothing")
-    if kwargs := asked.get("preprocess_kwargs"):
-        refuse("preprocess_kwargs", kwargs, "nothing with a change map, under which the picture would move")
     if "negative_prompt" not in asked.given and "negative_prompt_2" in asked.given:
         why = "without a `negative_prompt`, and would not count; give both, `negative_prompt=''` for none"
         raise BadInputError(f"`negative_prompt_2` is {asked.get('negative_prompt_2')!r} {why}.")
@@ -166,8 +139,8 @@ def check_modes(controlnet, mode: Any, images: list) -> None:
             lack = f"a {type(controlnet).__name__} has no modes; a ControlNetUnionModel has"
             raise BadInputError(f"`control_mode` is {mode!r}, but {lack}.")
         return
-    types, modes = controlnet.config.num_control_type, mode if isinstance(mode, list) else [mode]
-    if not all(isinstance(one, Integral) and 0 <= one < types for one in modes):
+    types, modes = controlnet.config.num_control_type, mode if isinstance(mode, (list, tuple)) else [mode]
+    if mode is None or not all(one < types for one in modes):
         refuse("control_mode", mode, f"one of the union's types, 0 to {types - 1}, for each control image")
     if len(images) != len(modes):
         raise BadInputError(f"`control_image` holds {len(images)}, `control_mode` {mode!r}; they go in pairs.")
@@ -177,10 +150,10 @@ def check_control_numbers(asked: diffdiff_checks.Asked, nets: int | None) -> Non
     """Refuses weights and windows that are no number or, for several ControlNets, no float and no number for each."""
     for name in CONTROL_NUMBERS:
         value = asked.get(name, 1.0)
-        if nets is None and not isinstance(value, Real):
+        if nets is None and isinstance(value, (list, tuple)):
             refuse(name, value, "a number")
         listed = isinstance(value, list) or (name == "controlnet_conditioning_scale" and isinstance(value, tuple))
-        one_each = listed and len(value) == nets and all(isinstance(one, Real) for one in value)
+        one_each = listed and len(value) == nets
         if nets is not None and not one_each and not isinstance(value, float):
             refuse(name, value, f"a float, or {nets} numbers: one for each ControlNet")
 
@@ -204,10 +177,12 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
         super().check(components, state, asked)
         check_parts(components)
         check_hand_over(asked)
-        check_schedule(components.scheduler, asked)
+        check_share(diffdiff_checks.check_schedule(components.scheduler, asked), asked)
         check_conditioning(components, asked)
         check_ip_adapter(components, asked)
-        check_start(components, asked, diffdiff_checks.count_outputs(asked, diffdiff_checks.count_prompts(state)))
+
+    def check_start(self, components, asked: diffdiff_checks.Asked, outputs: int | None) -> None:
+        check_start(components, asked, outputs)
 
     def needed_components(self, components, asked: diffdiff_checks.Asked) -> tuple[str, ...]:
         needed = tuple(asked.executed.component_names)
