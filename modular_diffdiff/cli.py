@@ -264,7 +264,9 @@ def edit(
             settings = editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
                 result = editing.run_edit(pipe, asked, pictures, n)
-                editing.write_png(result, path, overwrite, settings | {"seed": n})
+                editing.write_png(
+                    result, path, overwrite, settings | {"seed": n}, editing.kept_of(pictures.image.pixels)
+                )
                 typer.echo(f"{path} (seed {n}, {chosen.title})")
 
 
