@@ -6,6 +6,7 @@ Heavy libraries are imported where they are used: a mistake in a file's name is 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -141,12 +142,21 @@ def check_outputs(paths: list[Path], overwrite: bool) -> None:
         UserError: If a path is no .png file, its folder cannot be written to, or it exists and `overwrite` is off.
     """
     for path in paths:
-        if path.suffix.lower() != ".png" or path.is_dir():
+        target = Path(os.path.realpath(path))  # a link is written through
+        try:
+            exists, is_file = target.exists(), target.is_file()
+        except OSError as error:  # e.g. a name that is too long
+            raise UserError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
+        if path.suffix.lower() != ".png" or exists != is_file:
             raise UserError(f"--out takes the path of a .png file, not {str(path)!r}.")
-        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise UserError(f"--out: {str(path.parent)!r} is no folder that can be written to.")
-        if path.exists() and not overwrite:
-            raise UserError(f"{str(path)!r} exists; --overwrite replaces it.")
+        if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
+            raise UserError(f"--out {str(path)!r}: {str(target.parent)!r} is no folder that can be written to.")
+        if exists and not overwrite:
+            raise _taken(path)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"--out {str(path)!r} exists; --overwrite replaces it.")
 
 
 def kept_of(image: PIL.Image.Image) -> dict[str, Any]:
@@ -183,18 +193,37 @@ def write_png(
 
     Raises:
         UserError: As `check_outputs`, which is asked again: the file may have come into being in the meantime.
+        OSError: If it cannot be written; what was there is as it was.
     """
     check_outputs([path], overwrite)
-    text = PngInfo()
+    text, data = PngInfo(), io.BytesIO()
     if settings is not None:
         text.add_text(METADATA_KEY, json.dumps(settings))
-    partial = path.with_name(f".{METADATA_KEY}-{os.getpid()}.partial")
+    # PIL would write the profile that it finds at the image, whatever its colour space
+    image.save(data, "png", pnginfo=text, **{"icc_profile": None} | (kept or {}))
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{METADATA_KEY}-{os.getpid()}.partial")
     try:
-        # PIL would write the profile that it finds at the image, whatever its colour space
-        image.save(partial, "png", pnginfo=text, **{"icc_profile": None} | (kept or {}))
-        os.replace(partial, path)
+        partial.write_bytes(data.getbuffer())
+        if not overwrite:
+            _reserve(partial, target)
+        os.replace(partial, target)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError as error:
+        raise OSError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _reserve(partial: Path, target: Path) -> None:
+    """Takes a name that no file has yet, or fails with FileExistsError: of several processes one gets it."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        target.touch(exist_ok=False)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -599,6 +600,71 @@ def test_a_file_that_appears_during_the_run_is_kept(edit, monkeypatch):
     assert Path("a.png").read_bytes() == b"mine"
 
 
+# Of processes that have all seen that there is no such file yet.
+RACE = """
+import os, sys, time
+from pathlib import Path
+from PIL import Image
+from modular_diffdiff import editing
+
+def refuse(*_):
+    raise OSError(1, "Operation not permitted")
+
+if sys.argv[2] == "without links":
+    os.link = refuse
+editing.check_outputs = lambda *_: None
+Path(f"ready-{sys.argv[1]}").touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+try:
+    editing.write_png(Image.new("L", (300, 300), int(sys.argv[1])), Path("a.png"), overwrite=False)
+except editing.UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("file_system", ["with links", "without links"])
+def test_of_several_processes_one_writes_and_the_others_say_so(folder, file_system):
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(grey), file_system],
+            env=os.environ | {"PYTHONPATH": str(Path(modular_diffdiff.__file__).parents[1])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for grey in range(4)
+    ]
+    while len(list(folder.glob("ready-*"))) < 4:
+        assert not any(process.poll() for process in started)
+        time.sleep(0.01)
+    Path("go").touch()
+    said = [process.communicate()[1] for process in started]
+    (winner,) = (grey for grey, process in enumerate(started) if process.returncode == 0)
+    assert (pixels("a.png") == winner).all()
+    assert sorted(said) == ["", *["--out 'a.png' exists; --overwrite replaces it.\n"] * 3]
+    assert not list(folder.glob(".*"))
+
+
+def test_a_link_is_written_through(edit, folder):
+    (folder / "elsewhere").mkdir()
+    Path("a.png").symlink_to("elsewhere/b.png")
+    edit("--out", "a.png")
+    assert Path("a.png").is_symlink()
+    first = Path("elsewhere/b.png").read_bytes()
+    assert "--out 'a.png' exists" in the_line_of(edit("--out", "a.png", code=2))
+    edit("--out", "a.png", "--overwrite")
+    assert Path("a.png").is_symlink()
+    assert Path("elsewhere/b.png").read_bytes() != first
+
+
+def test_seeds_that_are_written_can_be_given(edit):
+    last = 2**32 - 1
+    assert "--count 3" in the_line_of(edit("--seed", last, "--count", 3, code=2))
+    edit("--seed", last - 1, "--count", 2, "--out", "a.png")
+    edit("--seed", last, "--out", "b.png")
+    assert Path(f"a-{last}.png").read_bytes() == Path("b.png").read_bytes()
+
+
 def test_a_failed_write_leaves_what_was_there(edit, folder, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
@@ -607,7 +673,7 @@ def test_a_failed_write_leaves_what_was_there(edit, folder, monkeypatch):
     before = sorted(folder.iterdir())
     monkeypatch.setattr(os, "replace", refuse)
     result = edit("--out", "a.png", "--overwrite", code=1)
-    assert "No space left" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1] == "Error: --out 'a.png' cannot be written: No space left on device."
     assert sorted(folder.iterdir()) == before
     assert Path("a.png").read_bytes() == b"mine"
 
