@@ -18,6 +18,7 @@ from . import catalog, editing, loading, publishing
 
 DEMO_NAME = "modular-diffdiff-demo.png"
 MAX_SEED = 2**32 - 1
+MAX_COUNT = 10_000
 
 app = typer.Typer(
     add_completion=False,
@@ -176,7 +177,10 @@ def edit(
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many pictures to make, each of the seed after the last.")
+        int,
+        typer.Option(
+            min=1, max=MAX_COUNT, metavar="N", help="How many pictures to make, each of the seed after the last."
+        ),
     ] = 1,
     device: Annotated[
         str | None, typer.Option(metavar="D", help="Where to run, e.g. cuda, mps or cpu; an accelerator by default.")
@@ -231,8 +235,10 @@ def edit(
             if ip_adapter is None:
                 ip_adapter = loading.default_for(model, "--ip-adapter")
             ip_adapter_scale = 1.0 if ip_adapter_scale is None else ip_adapter_scale
+        if seed is not None and seed + count - 1 > MAX_SEED:
+            raise loading.UserError(f"--seed {seed} with --count {count} goes beyond the last seed, {MAX_SEED}.")
         if seed is None:
-            seed = secrets.randbelow(MAX_SEED + 1)
+            seed = secrets.randbelow(MAX_SEED + 2 - count)
         out = out or Path(f"{Path(editing.file_name(image)).stem}-edit.png")
         paths = {seed: out} if count == 1 else {n: out.with_stem(f"{out.stem}-{n}") for n in range(seed, seed + count)}
         editing.check_outputs(list(paths.values()), overwrite)
@@ -264,7 +270,9 @@ def edit(
             settings = editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
                 result = editing.run_edit(pipe, asked, pictures, n)
-                editing.write_png(result, path, overwrite, settings | {"seed": n})
+                editing.write_png(
+                    result, path, overwrite, settings | {"seed": n}, editing.kept_of(pictures.image.pixels)
+                )
                 typer.echo(f"{path} (seed {n}, {chosen.title})")
 
 

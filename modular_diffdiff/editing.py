@@ -10,43 +10,60 @@ import io
 import json
 import logging
 import os
+import re
 import sys
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import PIL.Image
-import PIL.ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from . import catalog
+from .blocks import diffdiff_files
 from .loading import Model, UserError, cached_commits
 
 
 METADATA_KEY = "modular-diffdiff"
 _VERSIONS = ("modular-diffdiff", "diffusers", "transformers", "peft", "torch")  # what decides pixels
-_FETCH_TIMEOUT = 30  # seconds
-# damaged files end in any of these, and so do URLs
-_UNREADABLE = (OSError, ValueError, SyntaxError, HTTPException, PIL.Image.DecompressionBombError)
+# What the command line calls the inputs of the blocks; other names are left as they are.
+_ARGUMENTS = {
+    "image": "IMAGE",
+    "diffdiff_map": "MAP",
+    "prompt": "PROMPT",
+    "negative_prompt": "--negative",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance-scale",
+    "invert_diffdiff_map": "--invert-map",
+    "strength": "--strength",
+    "overlay": "--overlay",
+    "padding_map_crop": "--crop",
+    "control_image": "--control-image",
+    "control_mode": "--control-mode",
+    "controlnet": "--controlnet",
+    "controlnet_conditioning_scale": "--control-scale",
+    "ip_adapter_image": "--ip-adapter-image",
+}
+_MOST_DPI = 100_000  # PNG stores dots a metre in 32 bits; a broken header can say anything
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image or a map as it was read.
+    """A picture as it was read.
 
     Attributes:
+        title: What messages call it: the command line's argument and the location.
         name: Of the file, as `file_name` gives it.
         sha256: Of the file's bytes, as a path holds them or a URL sends them.
         pixels: The picture, upright (its EXIF orientation applied), in the file's own mode.
     """
 
+    title: str
     name: str
     sha256: str
     pixels: PIL.Image.Image
@@ -60,6 +77,11 @@ class Pictures:
     map: Picture
     control_image: Picture | None = None
     ip_adapter_image: Picture | None = None
+
+    def given(self) -> dict[str, Picture]:
+        """Those that are not None, by attribute."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: picture for name, picture in named.items() if picture is not None}
 
 
 @dataclass(frozen=True)
@@ -89,13 +111,9 @@ class Edit:
     control_scale: float | None = None
 
 
-def _is_url(location: str) -> bool:
-    return location.startswith(("http://", "https://"))
-
-
 def file_name(location: str) -> str:
     """The name of the file that a path or a URL leads to, without folders or query."""
-    return Path(urlsplit(location).path if _is_url(location) else location).name
+    return Path(urlsplit(location).path if diffdiff_files.is_url(location) else location).name
 
 
 def read_picture(location: str, argument: str) -> Picture:
@@ -108,20 +126,13 @@ def read_picture(location: str, argument: str) -> Picture:
     Raises:
         UserError: If it cannot be read as an image.
     """
+    title = f"{argument} {location!r}"
     try:
-        if _is_url(location):
-            request = urllib.request.Request(location, headers={"User-Agent": METADATA_KEY})
-            with urllib.request.urlopen(request, timeout=_FETCH_TIMEOUT) as response:
-                data = response.read()
-        else:
-            data = Path(location).read_bytes()
-        pixels = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
-    except PIL.UnidentifiedImageError as error:
-        raise UserError(f"{argument} {location!r} is no image that can be read.") from error
-    except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{argument} {location!r} cannot be read: {reason}") from error
-    return Picture(file_name(location), hashlib.sha256(data).hexdigest(), pixels)
+        data = diffdiff_files.read(location)
+        pixels = diffdiff_files.open_image(data)
+    except diffdiff_files.UnreadableError as error:
+        raise UserError(f"{title} cannot be read: {error}.") from error
+    return Picture(title, file_name(location), hashlib.sha256(data).hexdigest(), pixels)
 
 
 def check_outputs(paths: list[Path], overwrite: bool) -> None:
@@ -131,30 +142,88 @@ def check_outputs(paths: list[Path], overwrite: bool) -> None:
         UserError: If a path is no .png file, its folder cannot be written to, or it exists and `overwrite` is off.
     """
     for path in paths:
-        if path.suffix.lower() != ".png" or path.is_dir():
+        target = Path(os.path.realpath(path))  # a link is written through
+        try:
+            exists, is_file = target.exists(), target.is_file()
+        except OSError as error:  # e.g. a name that is too long
+            raise UserError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
+        if path.suffix.lower() != ".png" or exists != is_file:
             raise UserError(f"--out takes the path of a .png file, not {str(path)!r}.")
-        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise UserError(f"--out: {str(path.parent)!r} is no folder that can be written to.")
-        if path.exists() and not overwrite:
-            raise UserError(f"{str(path)!r} exists; --overwrite replaces it.")
+        if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
+            raise UserError(f"--out {str(path)!r}: {str(target.parent)!r} is no folder that can be written to.")
+        if exists and not overwrite:
+            raise _taken(path)
 
 
-def write_png(image: PIL.Image.Image, path: Path, overwrite: bool, settings: dict[str, Any] | None = None) -> None:
+def _taken(path: Path) -> UserError:
+    return UserError(f"--out {str(path)!r} exists; --overwrite replaces it.")
+
+
+def kept_of(image: PIL.Image.Image) -> dict[str, Any]:
+    """What the PNG of an edit keeps of the image's file beside its pixels: its colour profile and its DPI.
+
+    Results are RGB: the profile of another colour space does not describe them.
+    """
+    kept = {}
+    if _profile_space(image) == "RGB":
+        kept["icc_profile"] = image.info["icc_profile"]
+    dpi = image.info.get("dpi", (0, 0))
+    if all(0 < value < _MOST_DPI for value in dpi):
+        kept["dpi"] = dpi
+    return kept
+
+
+def _profile_space(image: PIL.Image.Image) -> str | None:
+    """The colour space that an image's profile is of, e.g. RGB, GRAY or CMYK; None without one."""
+    profile = image.info.get("icc_profile")
+    return profile and profile[16:20].decode("latin-1").strip()  # ICC.1, 7.2.6
+
+
+def write_png(
+    image: PIL.Image.Image,
+    path: Path,
+    overwrite: bool,
+    settings: dict[str, Any] | None = None,
+    kept: dict[str, Any] | None = None,
+) -> None:
     """Writes a PNG whole or not at all, its settings as JSON in the text chunk "modular-diffdiff".
+
+    Args:
+        kept: Of the original's file, as `kept_of` gives it.
 
     Raises:
         UserError: As `check_outputs`, which is asked again: the file may have come into being in the meantime.
+        OSError: If it cannot be written; what was there is as it was.
     """
     check_outputs([path], overwrite)
-    text = PngInfo()
+    text, data = PngInfo(), io.BytesIO()
     if settings is not None:
         text.add_text(METADATA_KEY, json.dumps(settings))
-    partial = path.with_name(f".{METADATA_KEY}-{os.getpid()}.partial")
+    # PIL would write the profile that it finds at the image, whatever its colour space
+    image.save(data, "png", pnginfo=text, **{"icc_profile": None} | (kept or {}))
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{METADATA_KEY}-{os.getpid()}.partial")
     try:
-        image.save(partial, "png", pnginfo=text)
-        os.replace(partial, path)
+        partial.write_bytes(data.getbuffer())
+        if not overwrite:
+            _reserve(partial, target)
+        os.replace(partial, target)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError as error:
+        raise OSError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _reserve(partial: Path, target: Path) -> None:
+    """Takes a name that no file has yet, or fails with FileExistsError: of several processes one gets it."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        target.touch(exist_ok=False)
 
 
 @contextmanager
@@ -174,7 +243,7 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", "`diffdiff_map`")
-        warnings.showwarning = lambda message, *_: print(f"Warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: _warn(_speak(str(message), _ARGUMENTS))
         for library in libraries:
             library.set_verbosity(logging.CRITICAL)
             library.disable_progress_bar()
@@ -192,19 +261,59 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def check_pictures(pictures: Pictures, edit: Edit) -> None:
-    """Lets the blocks refuse an image or a map before any model is loaded.
+    """Refuses pictures that would lose what matters, and warns of what is changed about them, before a model is loaded.
 
     Raises:
-        UserError: With the block's message.
+        UserError: Naming the picture.
     """
-    from .blocks import diffdiff_checks, diffdiff_map, diffdiff_refusals
+    from .blocks import diffdiff_map
 
-    try:
-        lays_over = edit.overlay or edit.crop is not None
-        diffdiff_checks.image_geometry(pictures.image.pixels, transparent=lays_over)
+    lays_over = edit.overlay or edit.crop is not None
+    for name, picture in pictures.given().items():
+        frames = diffdiff_files.count_frames(picture.pixels)
+        if frames > 1:
+            _warn(f"{picture.title} holds {frames} pictures; the first is used.")
+        if name != "map" and picture.pixels.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
+            raise UserError(f"{picture.title} has more than 8 bits per pixel; save it as an 8-bit picture.")
+        if _is_transparent(picture.pixels) and not (name == "image" and lays_over):
+            instead = "; flatten it, or keep it with --overlay or --crop." if name == "image" else "; flatten it."
+            raise UserError(f"{picture.title} is transparent in places{instead}")
+    with _spoken(pictures):
         diffdiff_map.load_maps(pictures.map.pixels)
-    except diffdiff_refusals.BadInputError as error:
-        raise UserError(str(error)) from error
+    image, space = pictures.image.pixels, _profile_space(pictures.image.pixels)
+    if space not in (None, "RGB"):
+        _warn(f"{pictures.image.title} has a colour profile for {space}, which the RGB result cannot keep.")
+    if pictures.control_image is not None:
+        (width, height), control = image.size, pictures.control_image
+        # half a pixel of rounding is no other ratio
+        if abs(control.pixels.width * height - control.pixels.height * width) > 0.5 * max(width, height):
+            sizes = f"is {control.pixels.width} x {control.pixels.height} pixels and IMAGE {width} x {height}"
+            _warn(f"{control.title} {sizes}: it is stretched.")
+
+
+def _speak(message: str, names: dict[str, str]) -> str:
+    """A message of the blocks', which names their inputs `like_this`, or with a value, in the command line's words."""
+    return re.sub(r"`(\w+)(=[^`]*)?`", lambda named: names.get(named[1], named[0].strip("`")), message)
+
+
+@contextmanager
+def _spoken(pictures: Pictures) -> Iterator[None]:
+    """Turns what the blocks refuse into a UserError in the command line's words."""
+    from .blocks.diffdiff_refusals import BadInputError
+
+    titles = {"diffdiff_map" if name == "map" else name: picture.title for name, picture in pictures.given().items()}
+    try:
+        yield
+    except BadInputError as error:
+        raise UserError(_speak(str(error), _ARGUMENTS | titles)) from error
+
+
+def _warn(message: str) -> None:
+    print(f"Warning: {message}", file=sys.stderr)
+
+
+def _is_transparent(image: PIL.Image.Image) -> bool:
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255
 
 
 def check_family(model: Model, edit: Edit) -> None:
@@ -232,8 +341,6 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
     """
     import torch
 
-    from .blocks import diffdiff_refusals
-
     steering = {}
     if edit.negative_prompt is not None:
         steering["negative_prompt"] = edit.negative_prompt
@@ -248,9 +355,9 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
         steering["controlnet_conditioning_scale"] = edit.control_scale
         if edit.control_mode is not None:
             if "control_mode" not in pipe.blocks.input_names:
-                raise UserError(f"`control_mode` is {edit.control_mode}, but only a ControlNet-Union has modes.")
+                raise UserError(f"--control-mode is {edit.control_mode}, but only a ControlNet-Union has modes.")
             steering["control_mode"] = edit.control_mode
-    try:
+    with _spoken(pictures):
         return pipe(
             prompt=edit.prompt,
             image=pictures.image.pixels,
@@ -264,16 +371,15 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
             output="images",
             **steering,
         )[0]
-    except diffdiff_refusals.BadInputError as error:
-        raise UserError(str(error)) from error
 
 
 def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str, Any]:
     """All that decides an edit's pixels but the seed, as JSON takes it."""
-    given = {field.name: getattr(pictures, field.name) for field in fields(pictures)}
+    given = pictures.given()
     return {
         **asdict(edit),
-        **{name: picture and {"name": picture.name, "sha256": picture.sha256} for name, picture in given.items()},
+        **{field.name: None for field in fields(pictures)},
+        **{name: {"name": picture.name, "sha256": picture.sha256} for name, picture in given.items()},
         **asdict(model),
         "commits": cached_commits(model),
         "scheduler": type(pipe.scheduler).__name__,

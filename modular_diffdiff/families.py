@@ -12,6 +12,7 @@ from .blocks.diffdiff_block import DiffDiffBlock, FamilyTraits
 from .blocks.diffdiff_checks import check_count
 from .blocks.diffdiff_docs import INPUTS
 from .blocks.diffdiff_family import FamilyDiffDiffAutoBlocks
+from .blocks.diffdiff_files import open_image
 from .blocks.diffdiff_fit import DiffDiffFitStep
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 import transformers
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image, ImageFont
+from PIL import Image, ImageCms, ImageFont
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -115,8 +116,7 @@ def test_a_file_tells_how_to_make_it_again(edit, run):
         *(["--invert-map"] if told["invert_map"] else []),
         *(["--overlay"] if told["overlay"] else []),
     )
-    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
-    assert settings("b.png") == told
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
 def test_a_file_tells_what_it_was_made_from(edit):
@@ -231,6 +231,37 @@ def test_the_images_own_pixels_and_its_transparency_come_back(edit, options):
     assert (result[keep == 0] != original[keep == 0]).any()
 
 
+def profile(space: str) -> bytes:
+    """An ICC profile for a colour space: the header that the standard has, and no tables."""
+    return bytes(16) + space.encode().ljust(4) + b"XYZ ".ljust(16) + b"acsp" + bytes(88)
+
+
+@pytest.mark.parametrize("options", [(), ("--crop", 3)])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
+def test_the_images_colour_profile_and_resolution_are_kept(edit, options, kind):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture(HEIGHT, WIDTH).save(f"photo.{kind}", icc_profile=srgb, dpi=(300, 150))
+    edit("--out", "a.png", *options, image=f"photo.{kind}")
+    with Image.open("a.png") as result:
+        assert result.info["icc_profile"] == srgb
+        np.testing.assert_allclose(result.info["dpi"], (300, 150), atol=0.1)
+
+
+@pytest.mark.parametrize(("mode", "space"), [("CMYK", "CMYK"), ("L", "GRAY")])
+def test_a_profile_of_another_colour_space_is_left_out_and_this_is_said(edit, mode, space):
+    picture(HEIGHT, WIDTH).convert(mode).save("photo.tiff", icc_profile=profile(space))
+    said = edit("--out", "a.png", "--overlay", image="photo.tiff").stderr
+    assert f"Warning: IMAGE 'photo.tiff' has a colour profile for {space}" in said
+    with Image.open("a.png") as result:
+        assert result.mode == "RGB"
+        assert "icc_profile" not in result.info
+
+
+def test_a_file_without_profile_and_resolution_gets_none(edit):
+    edit("--out", "a.png", "--overlay")
+    assert not {"icc_profile", "dpi"} & set(Image.open("a.png").info)
+
+
 class SilentServer(http.server.SimpleHTTPRequestHandler):
     """Serves the current folder."""
 
@@ -254,7 +285,7 @@ def test_urls_are_files(edit):
 def test_a_map_of_another_shape_is_announced(edit):
     Image.new("L", (WIDTH, 2 * HEIGHT)).save("tall.png")
     shown = edit("--out", "a.png", change_map="tall.png").stderr
-    assert f"Warning: `diffdiff_map` is {WIDTH} x {2 * HEIGHT} pixels" in shown
+    assert f"Warning: MAP is {WIDTH} x {2 * HEIGHT} pixels" in shown
 
 
 # What steers it
@@ -373,6 +404,54 @@ def test_a_lora_is_named_in_any_form_that_upstream_loads(steering):
     assert loading.find_lora(str(steering / "lora.safetensors")) == (str(steering), "", "lora.safetensors")
 
 
+PICTURES = {
+    "IMAGE": ("{}", "map.png", "a pear"),
+    "MAP": ("photo.png", "{}", "a pear"),
+    "--control-image": ("photo.png", "map.png", "a pear", "--control-image", "{}"),
+    "--ip-adapter-image": ("photo.png", "map.png", "a pear", "--ip-adapter-image", "{}"),
+}
+LOSSY = {
+    "16 bits": lambda: Image.new("I;16", (WIDTH, HEIGHT), 40000),
+    "32 bits": lambda: Image.new("I", (WIDTH, HEIGHT), 40000),
+    "floats": lambda: Image.new("F", (WIDTH, HEIGHT), 2),
+    "alpha": lambda: Image.new("LA", (WIDTH, HEIGHT), (100, 254)),
+}
+
+
+@pytest.mark.parametrize(
+    ("argument", "loss"),
+    [(argument, loss) for argument in PICTURES for loss in LOSSY if (argument, loss) != ("MAP", "16 bits")],
+)
+def test_a_picture_that_would_lose_something_is_refused_before_a_model_is_loaded(run, monkeypatch, argument, loss):
+    LOSSY[loss]().save("lossy.tiff")
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    arguments = [part.format("lossy.tiff") for part in PICTURES[argument]]
+    line = the_line_of(run("edit", *arguments, "--steps", 2, code=2))
+    assert line.startswith(f"Error: {argument} 'lossy.tiff' ")
+
+
+@pytest.mark.parametrize("argument", PICTURES)
+def test_the_first_picture_of_several_is_used_and_this_is_said(run, argument):
+    first = picture(HEIGHT, WIDTH, seed=5)
+    first.save("first.png")
+    first.save("frames.png", save_all=True, append_images=[picture(HEIGHT, WIDTH, seed=6)])
+    for name in ("first", "frames"):
+        arguments = [part.format(f"{name}.png") for part in PICTURES[argument]]
+        said = run("edit", *arguments, "--steps", 2, "--seed", 5, "--out", f"{name}-edit.png").stderr
+        warned = f"Warning: {argument} 'frames.png' holds 2 pictures; the first is used." in said
+        assert warned == (name == "frames")
+    np.testing.assert_array_equal(pixels("first-edit.png"), pixels("frames-edit.png"))
+
+
+@pytest.mark.parametrize(
+    ("size", "stretched"), [((WIDTH, HEIGHT), False), ((2 * WIDTH, 2 * HEIGHT), False), ((40, 40), True)]
+)
+def test_a_control_image_of_another_shape_is_announced(run, size, stretched):
+    picture(*size[::-1]).save("control.png")
+    said = run("edit", "photo.png", "map.png", "a pear", "--steps", 2, "--control-image", "control.png").stderr
+    assert ("Warning: --control-image 'control.png' is 40 x 40 pixels" in said) == stretched
+
+
 # What it refuses
 
 NEEDS = {
@@ -403,15 +482,15 @@ BROKEN_STEERING = {
     ),
     "a ControlNet for another model": (
         ("--control-image", "control.png", "--controlnet", f"{still_life.COMPANIONS}/controlnet"),
-        "`controlnet`",
+        "--controlnet",
     ),
     "a control image without a name": (("--control-image", "", "--controlnet", "{}/controlnet"), "--control-image"),
     "an image prompt without a name": (("--ip-adapter-image", ""), "--ip-adapter"),
-    "a mode for what has none": ((*STEERED["controlnet"], "--control-mode", "1"), "`control_mode`"),
-    "a union without a mode": (("--control-image", "control.png", "--controlnet", "{}/union"), "`control_mode`"),
+    "a mode for what has none": ((*STEERED["controlnet"], "--control-mode", "1"), "--control-mode"),
+    "a union without a mode": (("--control-image", "control.png", "--controlnet", "{}/union"), "--control-mode"),
     "a mode that the union lacks": (
         ("--control-image", "control.png", "--controlnet", "{}/union", "--control-mode", "9"),
-        "`control_mode`",
+        "--control-mode",
     ),
     "the embedded ControlNet with another model": (
         ("--control-image", "control.png", "--controlnet", "still-life"),
@@ -444,8 +523,8 @@ BROKEN = {
     "a map that is a folder": ({"change_map": "empty"}, (), "empty"),
     "an image that is text": ({"image": "text.png"}, (), "text.png"),
     "a map that breaks off": ({"change_map": "short.png"}, (), "short.png"),
-    "a transparent image": ({"image": "glass.png"}, (), "`image`"),
-    "a transparent map": ({"change_map": "glass.png"}, (), "`diffdiff_map`"),
+    "a transparent image": ({"image": "glass.png"}, (), "IMAGE 'glass.png'"),
+    "a transparent map": ({"change_map": "glass.png"}, (), "MAP 'glass.png'"),
     "a URL of nobody": ({"image": "http://127.0.0.1:9/photo.png"}, (), "http://127.0.0.1:9/photo.png"),
     "a URL that is none": ({"image": "http://no host/photo.png"}, (), "no host"),
     "an output that is no PNG": ({}, ("--out", "a.jpg"), "a.jpg"),
@@ -521,6 +600,71 @@ def test_a_file_that_appears_during_the_run_is_kept(edit, monkeypatch):
     assert Path("a.png").read_bytes() == b"mine"
 
 
+# Of processes that have all seen that there is no such file yet.
+RACE = """
+import os, sys, time
+from pathlib import Path
+from PIL import Image
+from modular_diffdiff import editing
+
+def refuse(*_):
+    raise OSError(1, "Operation not permitted")
+
+if sys.argv[2] == "without links":
+    os.link = refuse
+editing.check_outputs = lambda *_: None
+Path(f"ready-{sys.argv[1]}").touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+try:
+    editing.write_png(Image.new("L", (300, 300), int(sys.argv[1])), Path("a.png"), overwrite=False)
+except editing.UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("file_system", ["with links", "without links"])
+def test_of_several_processes_one_writes_and_the_others_say_so(folder, file_system):
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(grey), file_system],
+            env=os.environ | {"PYTHONPATH": str(Path(modular_diffdiff.__file__).parents[1])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for grey in range(4)
+    ]
+    while len(list(folder.glob("ready-*"))) < 4:
+        assert not any(process.poll() for process in started)
+        time.sleep(0.01)
+    Path("go").touch()
+    said = [process.communicate()[1] for process in started]
+    (winner,) = (grey for grey, process in enumerate(started) if process.returncode == 0)
+    assert (pixels("a.png") == winner).all()
+    assert sorted(said) == ["", *["--out 'a.png' exists; --overwrite replaces it.\n"] * 3]
+    assert not list(folder.glob(".*"))
+
+
+def test_a_link_is_written_through(edit, folder):
+    (folder / "elsewhere").mkdir()
+    Path("a.png").symlink_to("elsewhere/b.png")
+    edit("--out", "a.png")
+    assert Path("a.png").is_symlink()
+    first = Path("elsewhere/b.png").read_bytes()
+    assert "--out 'a.png' exists" in the_line_of(edit("--out", "a.png", code=2))
+    edit("--out", "a.png", "--overwrite")
+    assert Path("a.png").is_symlink()
+    assert Path("elsewhere/b.png").read_bytes() != first
+
+
+def test_seeds_that_are_written_can_be_given(edit):
+    last = 2**32 - 1
+    assert "--count 3" in the_line_of(edit("--seed", last, "--count", 3, code=2))
+    edit("--seed", last - 1, "--count", 2, "--out", "a.png")
+    edit("--seed", last, "--out", "b.png")
+    assert Path(f"a-{last}.png").read_bytes() == Path("b.png").read_bytes()
+
+
 def test_a_failed_write_leaves_what_was_there(edit, folder, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
@@ -529,7 +673,7 @@ def test_a_failed_write_leaves_what_was_there(edit, folder, monkeypatch):
     before = sorted(folder.iterdir())
     monkeypatch.setattr(os, "replace", refuse)
     result = edit("--out", "a.png", "--overwrite", code=1)
-    assert "No space left" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1] == "Error: --out 'a.png' cannot be written: No space left on device."
     assert sorted(folder.iterdir()) == before
     assert Path("a.png").read_bytes() == b"mine"
 
@@ -560,7 +704,7 @@ def test_what_a_block_refuses_ends_the_process_with_2_and_a_line(process, checkp
     edit = ("-m", "modular_diffdiff.cli", "edit", "photo.png", "map.png", "a pear", "--model", checkpoint)
     ended = process(*edit, "--control-image", "photo.png", "--controlnet", strange)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("Error: `controlnet` is 'a ControlNetModel for text embeddings of")
+    assert ended.stderr.startswith("Error: --controlnet is 'a ControlNetModel for text embeddings of")
     assert ended.stderr.count("\n") == 1
 
 
@@ -605,7 +749,7 @@ def test_a_model_in_the_cache_of_the_hub(process, folder, checkpoint):
     assert (ended.returncode, ended.stdout) == (0, "photo-edit.png (seed 5, Stable Diffusion XL)\n"), ended.stderr
     assert "1/1" in ended.stderr  # the map keeps everything during the first of the two steps
     said = [line for line in ended.stderr.splitlines() if line and "it/s]" not in line]
-    expected = ("Could not reach the Hub", "Warning: `diffdiff_map` has greys of 0.56 to 0.92 that 2 steps")
+    expected = ("Could not reach the Hub", "Warning: MAP has greys of 0.56 to 0.92 that 2 steps")
     assert all(line.startswith(expected) for line in said), said
     assert settings("photo-edit.png")["model"] == "someone/tiny"
     assert settings("photo-edit.png")["commits"] == {"someone/tiny": commit}
