@@ -46,7 +46,7 @@ class QwenImageDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image and its ControlNet; without a map, all of upstream's workflows."""
 
     upstream = diffusers.QwenImageAutoBlocks
-    family = FamilyTraits(no_negative="")
+    family = FamilyTraits(no_negative="", latent_output=False)
 
 
 class ZImageDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
@@ -59,6 +59,7 @@ class AnimaDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Anima; without a map, upstream's text-to-image and image-to-image."""
 
     upstream = diffusers.AnimaAutoBlocks
+    family = FamilyTraits(latent_output=False)
 
 
 # Edit models: what the map keeps is the input image, the rest is what the model makes of it.
@@ -75,28 +76,28 @@ class QwenImageEditDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image-Edit: a local edit."""
 
     upstream = diffusers.QwenImageEditAutoBlocks
-    family = FamilyTraits(no_negative=" ", pictures_only=True)
+    family = FamilyTraits(no_negative=" ", latent_output=False, pictures_only=True)
 
 
 class QwenImageEditPlusDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image-Edit-Plus and one reference: a local edit."""
 
     upstream = diffusers.QwenImageEditPlusAutoBlocks
-    family = FamilyTraits(references=True, pictures_only=True)
+    family = FamilyTraits(references=True, latent_output=False, pictures_only=True)
 
 
 class QwenImage21DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image 2.1 and one reference: a local edit."""
 
     upstream = diffusers.QwenImage21AutoBlocks
-    family = FamilyTraits(references=True, pictures_only=True)
+    family = FamilyTraits(references=True, latent_output=False, pictures_only=True)
 
 
 class QwenImage21TurboDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image 2.1 Turbo and one reference: a local edit."""
 
     upstream = diffusers.QwenImage21TurboAutoBlocks
-    family = FamilyTraits(references=True, pictures_only=True)
+    family = FamilyTraits(references=True, latent_output=False, pictures_only=True)
 
 
 class Flux2DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):

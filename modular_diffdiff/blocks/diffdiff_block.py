@@ -31,6 +31,7 @@ class FamilyTraits:
         patch: Latent elements that the sides of the padded image are multiples of.
         least_side: Side in pixels below which the model's own preprocessing would enlarge the image.
         largest_area: Area in pixels above which it would shrink the image.
+        latent_output: Whether its decoder gives latents where `output_type` is "latent".
         pictures_only: Whether it takes PIL images alone; floats are then rounded to 8 bits.
         no_negative: The text that stands for no negative prompt in a batch.
         encodes_once: Whether one encoded image serves several outputs; else each output gets an image of its own.
@@ -48,6 +49,7 @@ class FamilyTraits:
     patch: int = 2
     least_side: int = 1
     largest_area: float = math.inf
+    latent_output: bool = True
     pictures_only: bool = False
     no_negative: str | None = None
     encodes_once: bool = False

@@ -114,14 +114,21 @@ def check_makers(asked: Asked) -> None:
     What users are not meant to give is refused where a block can make it, whether or not that one runs this time.
     """
     internal = {name for name in asked.given if not is_for_users(name)}
-    for blocks, unread in ((asked.blocks, set(asked.given) - internal), (asked.following, internal)):
-        for block in blocks:
-            made, read = set(block.intermediate_output_names), set(block.input_names)
-            for name in unread & made - read:
-                instead = f"leave it out, or take `{type(block).__name__}` out of the blocks (`without_encoders`)"
-                raise BadInputError(f"`{name}` is given, but a block makes it, and would overwrite it: {instead}.")
-            # ours pass on what they take and give
-            unread -= read - made if isinstance(block, diffdiff_block.DiffDiffBlock) else read
+    for block in asked.following:
+        check_unmade(block, internal)
+    unread = set(asked.given) - internal
+    for block in asked.blocks:
+        made, read = set(block.intermediate_output_names), set(block.input_names)
+        check_unmade(block, unread)
+        # ours pass on what they take and give
+        unread -= read - made if isinstance(block, diffdiff_block.DiffDiffBlock) else read
+
+
+def check_unmade(block, names: set[str]) -> None:
+    """Refuses what a block makes from others."""
+    for name in names & set(block.intermediate_output_names) - set(block.input_names):
+        instead = f"leave it out, or take `{type(block).__name__}` out of the blocks (`without_encoders`)"
+        raise BadInputError(f"`{name}` is given, but a block makes it, and would overwrite it: {instead}.")
 
 
 def is_for_users(name: str) -> bool:
@@ -155,12 +162,15 @@ def check_components(components, asked: Asked, needed: tuple[str, ...]) -> None:
         refuse("scheduler", type(scheduler).__name__, takes)
 
 
-def check_map(asked: Asked) -> None:
+def check_map(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
+    """Refuses a missing map, and what does not go with one."""
     if not asked.makes("diffdiff_map") and "diffdiff_map" not in asked.given:
         diffdiff_map.load_maps(None)
     for name in NOT_WITH_A_MAP:
         if asked.get(name):
             refuse(name, asked.get(name), "nothing with a `diffdiff_map`, which would be elsewhere")
+    if asked.get("output_type") == "latent" and not family.latent_output:
+        refuse("output_type", "latent", "one of pil, np, pt with this model, whose decoder gives pictures alone")
     if "mask_image" in asked.given:
         instead = "a mask is a map of black and white, with `invert_diffdiff_map=True`"
         raise BadInputError(f"`mask_image` is given together with `diffdiff_map`: both say what changes; {instead}.")
@@ -322,18 +332,29 @@ def check_schedule(scheduler, asked: Asked):
     return tried
 
 
+def grid_of(components, asked: Asked, family: diffdiff_block.FamilyTraits) -> tuple[int, int]:
+    """Rows and columns of the latents that the original is, or will be, encoded in."""
+    original, cell = asked.get(family.original), diffdiff_block.cell_of(components)
+    if original is not None:
+        return tuple(original.shape[-2:])
+    _, height, width = image_geometry(asked.get("image"), transparent=True)
+    size = asked.get("height", height), asked.get("width", width)
+    _, canvas = diffdiff_pixels.size_and_canvas(*size, cell * family.patch, family.least_side, family.largest_area)
+    return tuple(side // cell for side in canvas)
+
+
 def check_start(components, asked: Asked, family: diffdiff_block.FamilyTraits, outputs: int | None) -> None:
-    """Refuses latents to start from that cannot hold the picture's grid, or are more or fewer than the outputs."""
-    latents, original, cell = asked.get("latents"), asked.get(family.original), diffdiff_block.cell_of(components)
+    """Refuses latents that cannot hold the picture's grid, or are more or fewer than the outputs."""
+    grid, latents, control = (
+        grid_of(components, asked, family),
+        asked.get("latents"),
+        asked.get("control_image_latents"),
+    )
+    described = f"a grid of {grid[0]} x {grid[1]}"
+    if control is not None and (len(control) not in (1, outputs) or control.shape[-2:] != grid):
+        refuse("control_image_latents", control, f"{described}, one or {outputs} of it")
     if latents is None:
         return
-    if original is None:
-        _, height, width = image_geometry(asked.get("image"), transparent=True)
-        size = asked.get("height", height), asked.get("width", width)
-        _, canvas = diffdiff_pixels.size_and_canvas(*size, cell * family.patch, family.least_side, family.largest_area)
-        grid = tuple(side // cell for side in canvas)
-    else:
-        grid = tuple(original.shape[-2:])
     channels = denoiser_of(components).config.in_channels
     fits = len(latents) == outputs and latents.shape[2 if latents.ndim == 3 else 1] == channels
     try:
@@ -341,8 +362,7 @@ def check_start(components, asked: Asked, family: diffdiff_block.FamilyTraits, o
     except BadInputError:
         fits = False
     if not fits:
-        takes = f"{outputs} of {channels} channels, in which a grid of {grid[0]} x {grid[1]} lies as the loop sees it"
-        refuse("latents", latents, takes)
+        refuse("latents", latents, f"{outputs} of {channels} channels, with {described} as the denoising loop sees it")
 
 
 def image_geometry(image: Any, transparent: bool = False) -> tuple[int, int, int]:
@@ -429,7 +449,7 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
         check_makers(asked)
         check_wiring(asked)
         check_components(components, asked, self.needed_components(components, asked))
-        check_map(asked)
+        check_map(asked, self.family)
         check_texts(asked, self.family.texts)
         prompts = count_prompts(state)
         check_embeddings(components, asked, self.family.embeddings, prompts)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.utils import load_image
 
-from . import diffdiff_refusals
+from . import diffdiff_files, diffdiff_kinds, diffdiff_refusals
 
 
 # ITU-R BT.601, as PIL's conversion to greyscale
@@ -27,21 +26,21 @@ KEEP_TOLERANCE = 1e-6
 NEARLY_WHITE = 0.05
 
 BadInputError = diffdiff_refusals.BadInputError
-# damaged files end in any of these
-UNREADABLE = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 ACCEPTED = (
     "a PIL image, a numpy array (H, W) or (H, W, C), a torch tensor (H, W), (1, H, W) or (B, 1, H, W), a path, a URL, "
     "or a list of these"
 )
 
 
-def load_maps(maps: Any) -> list[torch.Tensor]:
+def load_maps(maps: Any, allow_paths: bool = True) -> list[torch.Tensor]:
     """Reads change maps of any accepted kind.
 
     Args:
         maps: A PIL image, numpy array, torch tensor, path, URL, or a list of these. PIL images and arrays are read by
             their dtype: bool, uint8 and uint16 are divided by their maximum, floats are taken as they are. Colour is
             reduced to luma (BT.601). Tensors are bool or float.
+        allow_paths: Whether paths are opened and URLs fetched; never where a stranger can choose them, as they reach
+            whatever this machine reaches.
 
     Returns:
         One (1, 1, H, W) float32 tensor in [0, 1] for each map.
@@ -55,14 +54,24 @@ def load_maps(maps: Any) -> list[torch.Tensor]:
     if isinstance(maps, (list, tuple)):
         if not maps:
             raise BadInputError(f"`diffdiff_map` is an empty list; it takes {ACCEPTED}.")
-        return [tensor for index, item in enumerate(maps) for tensor in _load_one(item, f"`diffdiff_map[{index}]`")]
-    return _load_one(maps, "`diffdiff_map`")
+        return [
+            tensor
+            for index, item in enumerate(maps)
+            for tensor in _load_one(item, f"`diffdiff_map[{index}]`", allow_paths)
+        ]
+    return _load_one(maps, "`diffdiff_map`", allow_paths)
 
 
-def _load_one(item: Any, name: str) -> list[torch.Tensor]:
+def _load_one(item: Any, name: str, allow_paths: bool) -> list[torch.Tensor]:
     if isinstance(item, (str, os.PathLike)):
+        if not allow_paths:
+            raise BadInputError(f"{name} is {item!r}, and `allow_paths` is False: it takes no path or URL then.")
         item = _open(os.fspath(item), name)
     if isinstance(item, PIL.Image.Image):
+        if not diffdiff_kinds.is_picture(item):
+            raise BadInputError(
+                f"{name} is {diffdiff_refusals.describe(item)}, of which no grey-scale map can be made."
+            )
         item = _pil_to_numpy(item)
     if isinstance(item, np.ndarray):
         tensor = _numpy_to_tensor(item, name)
@@ -82,10 +91,12 @@ def _load_one(item: Any, name: str) -> list[torch.Tensor]:
 
 def _open(path: str, name: str) -> PIL.Image.Image:
     try:
-        # as it is: a conversion to RGB would clip 16-bit maps
-        return load_image(path, convert_method=lambda image: image)
-    except UNREADABLE as error:
-        raise BadInputError(f"{name} is {path!r}, which cannot be read as an image: {error}") from error
+        image = diffdiff_files.open_image(diffdiff_files.read(path))
+    except diffdiff_files.UnreadableError as error:
+        raise BadInputError(f"{name} is {path!r}, which cannot be read as an image: {error}.") from error
+    if (frames := diffdiff_files.count_frames(image)) > 1:
+        warnings.warn(f"{name} is {path!r}, which holds {frames} pictures: the first one counts.", stacklevel=2)
+    return image
 
 
 def _pil_to_numpy(image: PIL.Image.Image) -> np.ndarray:
@@ -120,6 +131,8 @@ def _numpy_to_tensor(array: np.ndarray, name: str) -> torch.Tensor:
 
 def _check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     shape = tuple(tensor.shape)
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise BadInputError(f"{name} is a tensor whose values do not lie in memory; it takes a dense one.")
     if tensor.dtype != torch.bool and not tensor.is_floating_point():
         raise BadInputError(f"{name} is a tensor of dtype {tensor.dtype}; it takes bool, or floats in [0, 1].")
     if not (len(shape) == 2 or (len(shape) == 3 and shape[0] == 1) or (len(shape) == 4 and shape[1] == 1)):
@@ -180,9 +193,9 @@ def keep_on_grid(
     return torch.cat([average_over_grid(resize_map(values, *size), grid, canvas) for values in maps])
 
 
-def read_maps(maps: Any, invert: bool = False, strength: float = 1.0) -> list[torch.Tensor]:
+def read_maps(maps: Any, invert: bool = False, strength: float = 1.0, allow_paths: bool = True) -> list[torch.Tensor]:
     """`keep` of maps that `load_maps` reads: inverted where asked, then turned down to 1 - strength * (1 - keep)."""
-    keeps = load_maps(maps)
+    keeps = load_maps(maps, allow_paths)
     if invert:
         keeps = [1 - keep for keep in keeps]
     return keeps if strength == 1 else [1 - strength * (1 - keep) for keep in keeps]

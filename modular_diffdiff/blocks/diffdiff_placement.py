@@ -62,11 +62,13 @@ class Placement:
 class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
     """Reads the change maps once, inverts them and turns them down as asked, and notes where the picture lies."""
 
-    needs, takes = ("diffdiff_map",), ("image", "invert_diffdiff_map", "strength")
+    needs, takes = ("diffdiff_map",), ("image", "invert_diffdiff_map", "strength", "allow_paths")
     gives = ("image", "placement")
 
     def run(self, components, block_state, state) -> None:
-        keeps = diffdiff_map.read_maps(block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength)
+        keeps = diffdiff_map.read_maps(
+            block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength, block_state.allow_paths
+        )
         pictures = [] if block_state.image is None else diffdiff_pixels.split_images(block_state.image)
         pictures = diffdiff_pixels.in_unit_range(pictures)
         size = diffdiff_pixels.size_of(pictures[0]) if pictures else self.size_of_latents(components, state)

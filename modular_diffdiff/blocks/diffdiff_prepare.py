@@ -18,7 +18,7 @@ from . import (
 
 
 BadInputError = diffdiff_refusals.BadInputError
-MAP_SETTINGS = ("invert_diffdiff_map", "strength", "diffdiff_schedule")
+MAP_SETTINGS = ("invert_diffdiff_map", "strength", "diffdiff_schedule", "allow_paths")
 
 
 def only_one(original: torch.Tensor | list[torch.Tensor], name: str) -> torch.Tensor:
@@ -117,7 +117,7 @@ class DiffDiffPrepareStep(diffdiff_block.DiffDiffBlock):
         grid = tuple(original.shape[-2:]) if placement is None or placement.grid is None else placement.grid
         if placement is None:
             keeps = diffdiff_map.read_maps(
-                block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength
+                block_state.diffdiff_map, block_state.invert_diffdiff_map, block_state.strength, block_state.allow_paths
             )
             size = tuple(side * diffdiff_block.cell_of(components) for side in grid)
             diffdiff_map.warn_of_stretching(keeps, *size)

@@ -104,7 +104,7 @@ def check_ip_adapter(components, asked: diffdiff_checks.Asked) -> None:
     """Refuses image prompts without IP-Adapters, and IP-Adapters without image prompts."""
     unet, adapters, image = components.unet, 0, asked.get("ip_adapter_image")
     given = [name for name in ("ip_adapter_image", "ip_adapter_embeds") if name in asked.given]
-    if unet.config.encoder_hid_dim_type == "ip_image_proj":
+    if unet is not None and unet.config.encoder_hid_dim_type == "ip_image_proj":
         adapters = len(unet.encoder_hid_proj.image_projection_layers)
     if adapters and not given:
         lack = "but neither `ip_adapter_image` nor `ip_adapter_embeds` is given"
@@ -174,12 +174,12 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
             mode = asked.get("control_mode")
             raise BadInputError(f"`control_mode` is {mode!r}, but there is no `control_image` for it.")
         check_shapes(components, asked)
+        check_ip_adapter(components, asked)
         super().check(components, state, asked)
         check_parts(components)
         check_hand_over(asked)
         check_share(diffdiff_checks.check_schedule(components.scheduler, asked), asked)
         check_conditioning(components, asked)
-        check_ip_adapter(components, asked)
 
     def check_start(self, components, asked: diffdiff_checks.Asked, outputs: int | None) -> None:
         check_start(components, asked, outputs)
