@@ -1,5 +1,6 @@
 """The laws of the method over every scheduler of the installed diffusers."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,30 @@ def test_what_is_left_out_does_no_image_to_image_upstream_either(tiny, name, err
     else:
         with pytest.raises(error):
             run(pipe, strength=1.0)
+
+
+# More steps than the model was trained with: timesteps repeat
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.2])
+@pytest.mark.parametrize("name", SDXL)
+def test_timesteps_that_repeat_are_run_as_image_to_image_runs_them(tiny, name, keep):
+    pipes = [
+        make_pipe(tiny, scheduler=make(name, num_train_timesteps=10), guidance_scale=1.0)
+        for make_pipe in (image_to_image, diffdiff)
+    ]
+    more = {"num_inference_steps": 25, "image": picture(16, 16)}
+    try:
+        upstream = run(pipes[0], strength=1 - keep, **more).latents
+    except ValueError as error:  # some take no more steps
+        with pytest.raises(ValueError, match=re.escape(str(error)[:40])):
+            run(pipes[1], diffdiff_map=torch.full((16, 16), keep), **more)
+        return
+    if upstream.isfinite().all():
+        assert torch.equal(run(pipes[1], diffdiff_map=torch.full((16, 16), keep), **more).latents, upstream)
+    else:  # multistep solvers divide by the distance of two levels
+        with pytest.raises(FloatingPointError):
+            run(pipes[1], diffdiff_map=torch.full((16, 16), keep), **more)
 
 
 # Keep law

@@ -26,8 +26,9 @@ from . import (
 
 # Further text encoders of a family, and adapters, may be missing.
 MODELS = ("transformer", "unet", "vae", "scheduler", "text_encoder", "tokenizer", "processor")
-# What would be encoded in the image's place, or move it under the map.
+# What would be encoded in the image's place or move it under the map, and inpainting's own.
 NOT_WITH_A_MAP = ("resized_image", "preprocess_kwargs", "padding_mask_crop")
+NOT_WITH_A_MAP += ("processed_mask_image", "masked_image_latents", "mask_overlay_kwargs")
 # Features of embeddings, as denoisers call them in their configurations.
 FEATURES = {
     "prompt_embeds": ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim"),
@@ -167,7 +168,7 @@ def check_map(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
     if not asked.makes("diffdiff_map") and "diffdiff_map" not in asked.given:
         diffdiff_map.load_maps(None)
     for name in NOT_WITH_A_MAP:
-        if asked.get(name):
+        if name in asked.given and not (isinstance(asked.get(name), dict) and not asked.get(name)):
             refuse(name, asked.get(name), "nothing with a `diffdiff_map`, which would be elsewhere")
     if asked.get("output_type") == "latent" and not family.latent_output:
         refuse("output_type", "latent", "one of pil, np, pt with this model, whose decoder gives pictures alone")

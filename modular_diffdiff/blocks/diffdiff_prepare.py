@@ -73,6 +73,8 @@ class DiffDiffPrepareStep(diffdiff_block.DiffDiffBlock):
         original = self.bring_original(components, block_state, placement)
         schedule = scheduler.timesteps.to(original.device)
         begin = diffdiff_trajectory.begin_of(scheduler, block_state.timesteps[0])
+        if hasattr(scheduler, "set_begin_index"):  # by its timestep, a step is not found where timesteps repeat
+            scheduler.set_begin_index(begin)
         # looked up on the CPU: schedulers wait for the answer of every timestep
         levels = diffdiff_trajectory.noise_levels(scheduler, schedule.cpu(), original.dtype)
         block_state.level_alphas, block_state.level_sigmas = (values[begin:].to(original.device) for values in levels)

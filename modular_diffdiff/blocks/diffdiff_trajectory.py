@@ -34,15 +34,20 @@ def noise_levels(scheduler, timesteps: torch.Tensor, dtype: torch.dtype) -> tupl
 
 def _noise(scheduler, samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """Samples (T,), each noised to its timestep; `scheduler` forgets where it stands."""
+    repeated = len(timesteps.unique()) < len(timesteps) and scheduler.order == 1
     # with an index set, schedulers answer for that index alone
     scheduler._begin_index = scheduler._step_index = None
-    if hasattr(scheduler, "add_noise"):
+    if hasattr(scheduler, "add_noise") and not repeated:
         return scheduler.add_noise(samples, noise, timesteps)
     noised = []
     for level in range(len(timesteps)):
+        scheduler._begin_index = level if repeated else None
         scheduler._step_index = None  # FlowMatchHeun's remembers the first timestep that it is asked for
         part = slice(level, level + 1)
-        noised.append(scheduler.scale_noise(samples[part], timesteps[part], noise[part]))
+        if hasattr(scheduler, "add_noise"):
+            noised.append(scheduler.add_noise(samples[part], noise[part], timesteps[part]))
+        else:
+            noised.append(scheduler.scale_noise(samples[part], timesteps[part], noise[part]))
     return torch.cat(noised)
 
 
