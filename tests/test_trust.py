@@ -19,7 +19,7 @@ PACKAGE = Path(modular_diffdiff.__file__).parent
 FILES = [PACKAGE / "presets.py", PACKAGE / "families.py", *(PACKAGE / "blocks").glob("*.py")]
 LIBRARIES = {"torch", "numpy", "PIL", "diffusers", "transformers", "huggingface_hub"}
 STANDARD = {
-    *("__future__", "collections", "copy", "dataclasses", "functools", "importlib", "inspect", "numbers", "os"),
+    *("__future__", "collections", "copy", "dataclasses", "functools", "importlib", "inspect", "itertools", "os"),
     *("math", "pathlib", "re", "shutil", "typing", "warnings"),
 }
 # of modules that can do more, what is used of them

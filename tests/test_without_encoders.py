@@ -97,7 +97,10 @@ def test_embeddings_that_are_missing_are_named(name):
         ({"image_latents": torch.zeros(1, 4, 8, 8), "image": picture(64, 64)}, "`image` is .*; it takes nothing"),
         ({"image_latents": torch.zeros(1, 4, 8, 8), "height": 80}, "The picture is 80 x 64 pixels .* of 64 x 64"),
         ({"image_latents": torch.zeros(3, 4, 8, 8)}, "`image_latents` holds 3; it takes 1"),
-        ({"image_latents": torch.zeros(4, 64)}, r"`image_latents` is \(4, 64\); it takes a tensor"),
+        (
+            {"image_latents": torch.zeros(4, 64)},
+            r"`image_latents` is a Tensor of shape \(4, 64\) .*; it takes finite floats",
+        ),
         ({}, "`image_latents` is None"),
     ],
 )

@@ -46,13 +46,16 @@ class Asked:
     Attributes:
         given: The inputs that are not None, defaults included.
         executed: The blocks that run for them.
-        following: All blocks that can run after the check, of every branch.
+        ahead: Those of them behind our check.
+        following: All blocks that can run behind it, of every branch.
     """
 
     def __init__(self, components, state):
         self.given = {name: value for name, value in state.values.items() if value is not None}
         self.executed = components.blocks.get_execution_blocks(**self.given)
         self.blocks = list(self.executed.sub_blocks.values())
+        checks = [place for place, block in enumerate(self.blocks) if isinstance(block, DiffDiffCheckInputsStep)]
+        self.ahead = self.blocks[checks[0] + 1 :]
         self.following = _following(components.blocks)
         self.get = self.given.get
 
@@ -109,16 +112,17 @@ def check_kinds(asked: Asked) -> None:
             refuse(name, value, kind.takes)
 
 
-def check_makers(asked: Asked) -> None:
+def check_makers(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
     """Refuses values that a block would overwrite before any other reads them.
 
     What users are not meant to give is refused where a block can make it, whether or not that one runs this time.
     """
-    internal = {name for name in asked.given if not is_for_users(name)}
+    given = asked.given.keys() - {family.area, *family.fixed}  # their defaults are not the user's
+    internal = {name for name in given if not is_for_users(name)}
     for block in asked.following:
         check_unmade(block, internal)
-    unread = set(asked.given) - internal
-    for block in asked.blocks:
+    unread = given - internal
+    for block in asked.ahead:
         made, read = set(block.intermediate_output_names), set(block.input_names)
         check_unmade(block, unread)
         # ours pass on what they take and give
@@ -168,7 +172,7 @@ def check_map(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
     if not asked.makes("diffdiff_map") and "diffdiff_map" not in asked.given:
         diffdiff_map.load_maps(None)
     for name in NOT_WITH_A_MAP:
-        if name in asked.given and not (isinstance(asked.get(name), dict) and not asked.get(name)):
+        if name in asked.given and not (name.endswith("kwargs") and asked.get(name) == {}):
             refuse(name, asked.get(name), "nothing with a `diffdiff_map`, which would be elsewhere")
     if asked.get("output_type") == "latent" and not family.latent_output:
         refuse("output_type", "latent", "one of pil, np, pt with this model, whose decoder gives pictures alone")
@@ -447,7 +451,7 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
     def check(self, components, state, asked: Asked) -> None:
         """Refuses what the blocks that will run cannot work with."""
         check_kinds(asked)
-        check_makers(asked)
+        check_makers(asked, self.family)
         check_wiring(asked)
         check_components(components, asked, self.needed_components(components, asked))
         check_map(asked, self.family)

@@ -162,7 +162,8 @@ def tokens(shape: str) -> Kind:
     """What belongs to tokens and is counted: numbers of them, or which of them count."""
 
     def accepts(value: Any) -> bool:
-        return is_dense(value) and value.ndim == 2 and not value.is_floating_point() and not value.is_complex()
+        held = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+        return held and value.ndim == 2 and len(value) > 0 and not value.is_floating_point() and not value.is_complex()
 
     return Kind(torch.Tensor, f"whole numbers or bools, a tensor {shape}", accepts)
 
