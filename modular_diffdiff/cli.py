@@ -282,6 +282,8 @@ def edit(
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
     """
     with _one_line_errors():
+        if not prompt:
+            raise loading.UserError("PROMPT is empty.")
         _check_texts({"PROMPT": prompt, "--negative": negative})
         _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
         steering = {"--control-mode": control_mode, "--controlnet": controlnet, "--control-scale": control_scale}

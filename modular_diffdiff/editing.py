@@ -164,7 +164,7 @@ def check_outputs(paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         target = Path(os.path.realpath(path))  # a link is written through
         try:
-            exists, is_file = target.exists(), target.is_file()
+            exists, is_file = os.path.lexists(target), target.is_file()
         except OSError as error:  # e.g. a name that is too long
             raise UserError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
         if path.suffix.lower() != ".png" or exists != is_file:

@@ -242,24 +242,24 @@ def _ask_hub(option: str, location: str) -> None:
         OSError: If the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if Path(location).exists():
         return
     try:
         snapshot_download(location, local_files_only=True)
+        return
     except LocalEntryNotFoundError:
-        try:
-            HfApi().model_info(location, timeout=_HUB_TIMEOUT)
-        except RepositoryNotFoundError as error:
-            hint = "if it is private, log in with `hf auth login`"
-            raise UserError(
-                f"{option} {location!r} is neither a folder nor a repository on the Hub; {hint}."
-            ) from error
-        except Exception as error:  # each version of the Hub's client has its own
-            raise OSError(
-                f"{option} {location!r} is not in the cache, and the Hub cannot be reached: {error}"
-            ) from error
+        pass
+    except HFValidationError as error:
+        raise UserError(f"{option} {location!r} cannot be a repository's name on the Hub.") from error
+    try:
+        HfApi().model_info(location, timeout=_HUB_TIMEOUT)
+    except RepositoryNotFoundError as error:
+        hint = "if it is private, log in with `hf auth login`"
+        raise UserError(f"{option} {location!r} is neither a folder nor a repository on the Hub; {hint}.") from error
+    except Exception as error:  # each version of the Hub's client has its own
+        raise OSError(f"{option} {location!r} is not in the cache, and the Hub cannot be reached: {error}") from error
 
 
 def default_guidance_scale(model: Model) -> float | None:
@@ -280,7 +280,7 @@ def choose_device(model: Model) -> Model:
 
     accelerator = get_device()
     try:
-        found = torch.device(model.device or accelerator)
+        found = torch.device(accelerator if model.device is None else model.device)
         torch.zeros(1, device=found).cpu()
     # no such name, a build without it, a device that torch knows and cannot use
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:

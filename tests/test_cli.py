@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -816,6 +817,52 @@ def test_of_several_processes_one_writes_and_the_others_say_so(folder, file_syst
     (winner,) = (grey for grey, process in enumerate(started) if process.returncode == 0)
     assert (pixels("a.png") == winner).all()
     assert sorted(said) == ["", *["--out 'a.png' exists; --overwrite replaces it.\n"] * 3]
+    assert not list(folder.glob(".*"))
+
+
+WRITES = """
+import itertools
+from pathlib import Path
+from PIL import Image
+from modular_diffdiff import editing
+
+for n in itertools.count():
+    editing.write_png(Image.effect_noise((700, 700), 50), Path("a.png"), overwrite=True)
+    Path("writing").touch()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_who_is_killed_leaves_a_whole_file(folder, how):
+    for _ in range(4):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITES],
+            env=os.environ | {"PYTHONPATH": str(Path(modular_diffdiff.__file__).parents[1])},
+            stderr=subprocess.DEVNULL,
+        )
+        while not Path("writing").exists():
+            time.sleep(0.001)
+        time.sleep(0.005)
+        writer.send_signal(how)
+        writer.wait()
+        assert pixels("a.png").shape == (700, 700)
+        Path("writing").unlink()
+    if how is signal.SIGINT:
+        assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_leaves_what_was_there(folder):
+    Path("a.png").write_bytes(b"mine")
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    ended = subprocess.run(
+        [sys.executable, "-c", full + WRITES],
+        env=os.environ | {"PYTHONPATH": str(Path(modular_diffdiff.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr.splitlines()[-1] == "OSError: --out 'a.png' cannot be written: File too large."
+    assert Path("a.png").read_bytes() == b"mine"
     assert not list(folder.glob(".*"))
 
 
