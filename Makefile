@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CODE := modular_diffdiff tests benchmarks docs noxfile.py
 
-.PHONY: demo test test-matrix lint benchmark pages
+.PHONY: demo test test-matrix command-lines lint benchmark pages
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -16,6 +16,9 @@ test: $(VENV)/installed
 test-matrix: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet nox virtualenv
 	$(BIN)/python -m nox
+
+command-lines: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.command_lines
 
 pages: $(VENV)/installed
 	PYTHONPATH=. $(BIN)/python docs/make_pages.py

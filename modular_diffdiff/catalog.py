@@ -91,21 +91,26 @@ def recognize(location: str) -> str:
     Raises:
         UnknownFamilyError: If it is of none of them.
         OSError: If it has no index, or cannot be reached.
+        ValueError: If its index is no JSON object.
     """
     from diffusers import DiffusionPipeline, ModularPipeline
 
     try:
         index = ModularPipeline.load_config(location)
     except OSError:
+        if Path(location, ModularPipeline.config_name).is_file():
+            raise
         index = DiffusionPipeline.load_config(location)
+    if not isinstance(index, dict):
+        raise ValueError("its index is not a JSON object")
     # the blocks tell more than the pipeline: distilled models can have the pipeline of those that are not
     for upstream in (index.get("_blocks_class_name"), _upstream_blocks(index)):
         for name, family in FAMILIES.items():
             if family.blocks_class.upstream.__name__ == upstream:
                 return name
+    name = index.get("_class_name", "pipeline without a name")
     raise UnknownFamilyError(
-        f"{location!r} is a {index.get('_class_name')}, which is of no family that is known here; they are "
-        f"{', '.join(FAMILIES)}."
+        f"{location!r} is a {name}, which is of no family that is known here; they are {', '.join(FAMILIES)}."
     )
 
 
@@ -115,7 +120,7 @@ def _upstream_blocks(index: dict) -> str | None:
     from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
     from diffusers.pipelines.auto_pipeline import _get_model
 
-    pipeline = index.get("_class_name", "")
+    pipeline = str(index.get("_class_name"))
     if not pipeline.endswith("ModularPipeline"):
         model = _get_model(pipeline)
         pipeline = MODULAR_PIPELINE_MAPPING[model](index) if model in MODULAR_PIPELINE_MAPPING else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +16,37 @@ from . import catalog, editing, loading, publishing
 
 
 DEMO_NAME = "modular-diffdiff-demo.png"
+UsageError = typer.BadParameter.__base__  # typer has no name for it
 MAX_SEED = 2**32 - 1
-MAX_COUNT = 10_000
+MAX_COUNT = MAX_STEPS = 10_000
+MAX_SCALE = 1000  # beyond it, models answer with infinity
+
+
+class OneLineGroup(typer.core.TyperGroup):
+    """Mistakes in the options end in a line too, without the usage above it."""
+
+    def make_context(self, name, args, *rest, **extra):
+        if not args:  # shows the help
+            return super().make_context(name, args, *rest, **extra)
+        with _without_usage():
+            return super().make_context(name, args, *rest, **extra)
+
+    def invoke(self, ctx):
+        with _without_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _without_usage() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        error.ctx = None
+        raise
+
 
 app = typer.Typer(
+    cls=OneLineGroup,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -50,8 +76,28 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (loading.UserError, OSError, FloatingPointError) as error:
-        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"Error: {_printable(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(2 if isinstance(error, loading.UserError) else 1) from error
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"modular-diffdiff {editing.find_version('modular-diffdiff')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _printable(text: Any) -> str:
+    """A text with a mark in place of what is no UTF-8, as file names can be."""
+    return str(text).encode(errors="replace").decode()
 
 
 @app.command()
@@ -76,14 +122,15 @@ def demo(
 
             sheet = contact_sheet.make_sheet()
         editing.write_png(sheet, path, overwrite)
-    typer.echo(path)
+    typer.echo(_printable(path))
 
 
 @app.command()
 def edit(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image; of any size.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")],
     change_map: Annotated[
-        str, typer.Argument(metavar="MAP", help="Path or URL of the change map: white keeps, black changes.")
+        str,
+        typer.Argument(metavar="MAP", help="Path or URL of the change map, or -: white keeps, black changes."),
     ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the changed regions shall show.")],
     negative: Annotated[
@@ -97,7 +144,7 @@ def edit(
             "small one that this package embeds: an SDXL (still-life) or a Z-Image (still-life-flow).",
         ),
     ] = loading.EMBEDDED,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of denoising steps.")] = 25,
+    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, metavar="N", help="Number of denoising steps.")] = 25,
     guidance_scale: Annotated[
         float | None,
         typer.Option(
@@ -133,7 +180,9 @@ def edit(
     ] = None,
     ip_adapter_image: Annotated[
         str | None,
-        typer.Option(metavar="PATH_OR_URL", help="An image prompt: shows what PROMPT leaves open."),
+        typer.Option(
+            metavar="PATH_OR_URL", help="An image prompt: shows what PROMPT leaves open; its middle square counts."
+        ),
     ] = None,
     ip_adapter: Annotated[
         str | None,
@@ -160,12 +209,21 @@ def edit(
     ] = None,
     invert_map: Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")] = False,
     strength: Annotated[
-        float, typer.Option(min=0, max=1, metavar="X", help="Turns the whole map down: 0 changes nothing.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="X",
+            help="Turns the whole map down. At 0, as under a white map, IMAGE only goes through the autoencoder: "
+            "that changes pixels a little, and --overlay brings them back.",
+        ),
     ] = 1.0,
     overlay: Annotated[
         bool,
         typer.Option(
-            "--overlay", help="Bring IMAGE's own pixels back where the map is white; its transparency comes along."
+            "--overlay",
+            help="Bring IMAGE's own pixels back where the map is white: without it they go through the model's "
+            "autoencoder and change a little. IMAGE's transparency comes along.",
         ),
     ] = False,
     crop: Annotated[
@@ -212,9 +270,9 @@ def edit(
     """Edit IMAGE towards PROMPT, each pixel as strongly as MAP lets it.
 
     White parts of the map keep the original, black parts change freely, and greys lie between. The result has the
-    image's size (some edit models have one of their own). Its PNG holds, as JSON in the text chunk "modular-diffdiff",
-    all that it takes to repeat it: prompt, seed, model, settings and versions, and the SHA-256 of each picture's bytes,
-    as read or fetched.
+    image's size (some edit models have one of their own), its colour profile and its DPI, in 8 bits a colour. Its PNG
+    holds, as JSON in the text chunk "modular-diffdiff", all that it takes to repeat it: prompt, seed, model, settings
+    and versions, and the SHA-256 of each picture's bytes, as read or fetched.
 
     \b
     Examples:
@@ -224,6 +282,9 @@ def edit(
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
     """
     with _one_line_errors():
+        if not prompt:
+            raise loading.UserError("PROMPT is empty.")
+        _check_texts({"PROMPT": prompt, "--negative": negative})
         _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
         steering = {"--control-mode": control_mode, "--controlnet": controlnet, "--control-scale": control_scale}
         if _is_used("--control-image", control_image, steering):
@@ -250,6 +311,9 @@ def edit(
             "--control-image": control_image,
             "--ip-adapter-image": ip_adapter_image,
         }
+        piped = [argument for argument, location in locations.items() if location == editing.STDIN]
+        if len(piped) > 1:
+            raise loading.UserError(f"{' and '.join(piped)} are both -, and stdin can be read once.")
         pictures = editing.Pictures(
             *(
                 None if location is None else editing.read_picture(location, argument)
@@ -266,14 +330,16 @@ def edit(
             if guidance_scale is None:
                 asked = replace(asked, guidance_scale=loading.default_guidance_scale(chosen))
             editing.check_family(chosen, asked)
+            loading.check_steering(chosen, control_mode)
             pipe = loading.load_pipeline(chosen, asked.guidance_scale)
+            editing.warn_of_long_texts(pipe, asked)
             settings = editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
                 result = editing.run_edit(pipe, asked, pictures, n)
                 editing.write_png(
                     result, path, overwrite, settings | {"seed": n}, editing.kept_of(pictures.image.pixels)
                 )
-                typer.echo(f"{path} (seed {n}, {chosen.title})")
+                typer.echo(f"{_printable(path)} (seed {n}, {chosen.title})")
 
 
 @app.command()
@@ -339,10 +405,18 @@ def _check_publish(family: str | None, checkpoint: bool, unused: dict[str, Any])
             raise loading.UserError("--out needs --dry-run." if option == "--out" else f"--dry-run takes no {option}.")
 
 
+def _check_texts(texts: dict[str, str | None]) -> None:
+    for name, text in texts.items():
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise loading.UserError(f"{name} is not UTF-8: {text[error.start : error.end]!r}.") from error
+
+
 def _check_scales(scales: dict[str, float | None]) -> None:
     for name, scale in scales.items():
-        if scale is not None and not 0 <= scale < math.inf:
-            raise loading.UserError(f"--{name}-scale is {scale}; it takes a number of at least 0.")
+        if scale is not None and not 0 <= scale <= MAX_SCALE:
+            raise loading.UserError(f"--{name}-scale is {scale}; it takes a number from 0 to {MAX_SCALE}.")
 
 
 def _is_used(option: str, value: str | None, others: dict[str, Any]) -> bool:

@@ -9,9 +9,11 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
@@ -30,6 +32,7 @@ from .loading import Model, UserError, cached_commits
 
 
 METADATA_KEY = "modular-diffdiff"
+STDIN = "-"
 _VERSIONS = ("modular-diffdiff", "diffusers", "transformers", "peft", "torch")  # what decides pixels
 # What the command line calls the inputs of the blocks; other names are left as they are.
 _ARGUMENTS = {
@@ -112,15 +115,23 @@ class Edit:
 
 
 def file_name(location: str) -> str:
-    """The name of the file that a path or a URL leads to, without folders or query."""
-    return Path(urlsplit(location).path if diffdiff_files.is_url(location) else location).name
+    """The name of the file that a path or a URL leads to, without folders or query; "stdin" for standard input.
+
+    Of a URL's, what is percent-encoded is decoded, and whatever could be taken for an option or a folder is left out.
+    """
+    if location == STDIN:
+        return "stdin"
+    if not diffdiff_files.is_url(location):
+        return Path(location).name
+    path = unquote(re.split(r"[?#]", location)[0])
+    return "".join(filter(str.isprintable, re.split(r"[/\\]", path)[-1])).lstrip("-") or "picture"
 
 
 def read_picture(location: str, argument: str) -> Picture:
-    """Reads a path or a URL (http, https) once, for its pixels and its hash alike.
+    """Reads a path, a URL (http, https) or standard input once, for its pixels and its hash alike.
 
     Args:
-        location: The path or URL.
+        location: The path or URL, or `STDIN`.
         argument: What the command line calls it, for the error's message.
 
     Raises:
@@ -128,11 +139,20 @@ def read_picture(location: str, argument: str) -> Picture:
     """
     title = f"{argument} {location!r}"
     try:
-        data = diffdiff_files.read(location)
+        data = _read_stdin() if location == STDIN else diffdiff_files.read(location)
         pixels = diffdiff_files.open_image(data)
     except diffdiff_files.UnreadableError as error:
         raise UserError(f"{title} cannot be read: {error}.") from error
     return Picture(title, file_name(location), hashlib.sha256(data).hexdigest(), pixels)
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:  # closed by who started this process
+        raise diffdiff_files.UnreadableError("standard input is closed")
+    try:
+        return diffdiff_files.read_all(sys.stdin.buffer)
+    except OSError as error:
+        raise diffdiff_files.UnreadableError(error.strerror) from error
 
 
 def check_outputs(paths: list[Path], overwrite: bool) -> None:
@@ -144,7 +164,7 @@ def check_outputs(paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         target = Path(os.path.realpath(path))  # a link is written through
         try:
-            exists, is_file = target.exists(), target.is_file()
+            exists, is_file = os.path.lexists(target), target.is_file()
         except OSError as error:  # e.g. a name that is too long
             raise UserError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
         if path.suffix.lower() != ".png" or exists != is_file:
@@ -332,6 +352,22 @@ def check_family(model: Model, edit: Edit) -> None:
             raise UserError(f"{option} {value!r}: {model.title} takes none.")
 
 
+def warn_of_long_texts(pipe, edit: Edit) -> None:
+    """Says so where the model's tokenizers read only the beginning of a text."""
+    longest = next((param.default for param in pipe.blocks.inputs if param.name == "max_sequence_length"), math.inf)
+    tokenizers = [tokenizer for name, tokenizer in pipe.components.items() if name.startswith("tokenizer")]
+    limits = [min(tokenizer.model_max_length, longest) for tokenizer in tokenizers]
+    if not tokenizers:
+        return
+    limit = max(limits)
+    tokenizer = tokenizers[limits.index(limit)]
+    for argument, text in (("PROMPT", edit.prompt), ("--negative", edit.negative_prompt or "")):
+        tokens = tokenizer(text).input_ids
+        if len(tokens) > limit:
+            lost = textwrap.shorten(tokenizer.decode(tokens[limit - 1 :], skip_special_tokens=True), 60)
+            _warn(f"{argument} has {len(tokens)} tokens, and the model reads {limit}: it does not see {lost!r}.")
+
+
 def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image:
     """One edited picture, of the image's size or the model's own.
 
@@ -354,8 +390,6 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
         steering["control_image"] = control if edit.crop is None else control.resize(pictures.image.pixels.size)
         steering["controlnet_conditioning_scale"] = edit.control_scale
         if edit.control_mode is not None:
-            if "control_mode" not in pipe.blocks.input_names:
-                raise UserError(f"--control-mode is {edit.control_mode}, but only a ControlNet-Union has modes.")
             steering["control_mode"] = edit.control_mode
     with _spoken(pictures):
         return pipe(
@@ -383,11 +417,12 @@ def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str
         **asdict(model),
         "commits": cached_commits(model),
         "scheduler": type(pipe.scheduler).__name__,
-        "versions": {name: _version(name) for name in _VERSIONS},
+        "versions": {name: find_version(name) for name in _VERSIONS},
     }
 
 
-def _version(name: str) -> str | None:
+def find_version(name: str) -> str | None:
+    """The version of an installed package."""
     try:
         return version(name)
     except PackageNotFoundError:  # run from a checkout that is not installed

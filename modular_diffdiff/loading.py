@@ -25,6 +25,7 @@ from .still_life import (
 
 EMBEDDED, EMBEDDED_UNION, EMBEDDED_FLOW = "still-life", "still-life-union", "still-life-flow"
 _MODEL_INDEXES = ("modular_model_index.json", "model_index.json")
+_HUB_TIMEOUT = 10  # seconds
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILE = re.compile(rf"(?P<repo>{_HUB_NAME.pattern})/(?:(?P<folder>.+)/)?(?P<name>[^/]+\.(?:safetensors|bin))")
 
@@ -185,11 +186,12 @@ def find_family(model: Model) -> Model:
     Raises:
         UserError: If there is no such checkpoint, it is of no family that is known, or its family takes nothing of what
             shall steer it.
+        OSError: If it would have to come from the Hub, and that cannot be reached.
     """
-    try:
-        model = replace(model, family=catalog.recognize(find_model(model.model)))
-    except (catalog.UnknownFamilyError, OSError, ValueError) as error:
-        raise UserError(f"--model {model.model!r} cannot be loaded: {error.__cause__ or error}") from error
+    location = find_model(model.model)
+    _ask_hub("--model", location)
+    with _named("--model", model.model):
+        model = replace(model, family=catalog.recognize(location))
     taken = set(catalog.FAMILIES[model.family].blocks_class().input_names)
     for option, location, name in (
         ("--controlnet", model.controlnet, "control_image"),
@@ -198,6 +200,66 @@ def find_family(model: Model) -> Model:
         if location is not None and name not in taken:
             raise UserError(f"{option} {location!r}: there is none for {model.title}.")
     return model
+
+
+def check_steering(model: Model, control_mode: int | None) -> None:
+    """Refuses, before any weights are read, what cannot steer, and modes that a ControlNet does not have.
+
+    Raises:
+        UserError: Naming the option.
+        OSError: If something would have to come from the Hub, and that cannot be reached.
+    """
+    from diffusers import ControlNetModel
+
+    if model.ip_adapter is not None:
+        _ask_hub("--ip-adapter", find_ip_adapter(model.ip_adapter).source)
+    if model.lora is not None:
+        _ask_hub("--lora", find_lora(model.lora).source)
+    if model.controlnet is None:
+        return
+    location, title = find_controlnet(model.controlnet), f"--controlnet {model.controlnet!r}"
+    _ask_hub("--controlnet", location)
+    with _named("--controlnet", model.controlnet):
+        config = ControlNetModel.load_config(location)
+        kind = config["_class_name"]
+    if "ControlNet" not in kind:
+        raise UserError(f"{title} is a {kind}, not a ControlNet.")
+    if kind != "ControlNetUnionModel":
+        if control_mode is not None:
+            raise UserError(f"--control-mode is {control_mode}, but {title} has no modes; a ControlNet-Union has.")
+        return
+    modes = config["num_control_type"]
+    if control_mode is None or control_mode >= modes:
+        given = "is needed" if control_mode is None else f"is {control_mode}"
+        raise UserError(f"--control-mode {given}; {title} takes 0 to {modes - 1}.")
+
+
+def _ask_hub(option: str, location: str) -> None:
+    """Asks the Hub once for a repository that its cache does not hold: downloads would try for a minute.
+
+    Raises:
+        UserError: If there is no such repository.
+        OSError: If the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    if Path(location).exists():
+        return
+    try:
+        snapshot_download(location, local_files_only=True)
+        return
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise UserError(f"{option} {location!r} cannot be a repository's name on the Hub.") from error
+    try:
+        HfApi().model_info(location, timeout=_HUB_TIMEOUT)
+    except RepositoryNotFoundError as error:
+        hint = "if it is private, log in with `hf auth login`"
+        raise UserError(f"{option} {location!r} is neither a folder nor a repository on the Hub; {hint}.") from error
+    except Exception as error:  # each version of the Hub's client has its own
+        raise OSError(f"{option} {location!r} is not in the cache, and the Hub cannot be reached: {error}") from error
 
 
 def default_guidance_scale(model: Model) -> float | None:
@@ -218,10 +280,10 @@ def choose_device(model: Model) -> Model:
 
     accelerator = get_device()
     try:
-        found = torch.device(model.device or accelerator)
+        found = torch.device(accelerator if model.device is None else model.device)
         torch.zeros(1, device=found).cpu()
     # no such name, a build without it, a device that torch knows and cannot use
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(f"--device {model.device!r} cannot be used here: {error}") from error
     if model.offload and found.type == "cpu":
         lack = "this machine has none" if accelerator == "cpu" else f"--device is {model.device}"
@@ -247,21 +309,20 @@ def load_pipeline(model: Model, guidance_scale: float | None):
     steering = _load_controlnet(model, dtype) | _load_image_encoder(model, dtype)
     blocks = catalog.FAMILIES[model.family].blocks_class().get_workflow(_workflow(steering))
     manager = ComponentsManager() if model.offload else None
-    try:
+    with _named("--model", model.model):
         pipe = blocks.init_pipeline(find_model(model.model), components_manager=manager)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {model.model!r} cannot be loaded: {error.__cause__ or error}") from error
     if guidance_scale is not None and "guider" in pipe.component_names:
         steering["guider"] = ClassifierFreeGuidance(guidance_scale=guidance_scale)
     pipe.update_components(**steering)
-    pipe.load_components(dtype=dtype)
+    with _named("--model", model.model):
+        pipe.load_components(dtype=dtype)
     for name in pipe.null_component_names:
         try:
             pipe.update_components(
                 **{name: pipe.get_component_spec(name).load(dtype=dtype)}
             )  # now it says why it fails
         except Exception as error:
-            raise UserError(f"--model {model.model!r} gives no `{name}`: {error}") from error
+            raise UserError(f"--model {model.model!r} gives no {name}: {error}") from error
     _load_adapters(pipe, model)
     if model.offload:
         manager.enable_auto_cpu_offload(device=model.device)
@@ -307,8 +368,11 @@ def _named(option: str, location: str | None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{option} {location!r} cannot be loaded: {error.__cause__ or error}") from error
+    except (OSError, ValueError, catalog.UnknownFamilyError) as error:
+        first = str(error.__cause__ or error).split(". ")[0]  # others speak of Python
+        raise UserError(f"{option} {location!r} cannot be loaded: {first}") from error
+    except Exception as error:  # whose message may be a name alone
+        raise UserError(f"{option} {location!r} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _load_controlnet(model: Model, dtype) -> dict[str, Any]:
@@ -317,10 +381,7 @@ def _load_controlnet(model: Model, dtype) -> dict[str, Any]:
     if model.controlnet is None:
         return {}
     with _named("--controlnet", model.controlnet):
-        controlnet = AutoModel.from_pretrained(find_controlnet(model.controlnet), torch_dtype=dtype)
-        if "ControlNet" not in type(controlnet).__name__:
-            raise UserError(f"--controlnet {model.controlnet!r} is a {type(controlnet).__name__}, not a ControlNet.")
-    return {"controlnet": controlnet}
+        return {"controlnet": AutoModel.from_pretrained(find_controlnet(model.controlnet), torch_dtype=dtype)}
 
 
 def _load_image_encoder(model: Model, dtype) -> dict[str, Any]:

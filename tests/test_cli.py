@@ -3,10 +3,13 @@
 import copy
 import hashlib
 import http.server
+import importlib.metadata
 import json
 import logging
 import os
+import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -56,8 +59,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 def run(folder):
     """Runs a command in the folder and checks its exit code."""
 
-    def run(*arguments, code: int = 0):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    def run(*arguments, code: int = 0, stdin: bytes | None = None):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
         assert result.exit_code == code, (result.output, result.exception)
         return result
 
@@ -68,10 +71,19 @@ def run(folder):
 def edit(run, checkpoint):
     """Edits photo.png under map.png in two steps with the tiny checkpoint."""
 
-    def edit(*options, image="photo.png", change_map="map.png", prompt="a green pear", code: int = 0):
-        return run("edit", image, change_map, prompt, "--model", checkpoint, "--steps", 2, *options, code=code)
+    def edit(*options, image="photo.png", change_map="map.png", prompt="a green pear", **expected):
+        return run("edit", image, change_map, prompt, "--model", checkpoint, "--steps", 2, *options, **expected)
 
     return edit
+
+
+# An edit whose picture of this name is {}.
+PICTURES = {
+    "IMAGE": ("{}", "map.png", "a pear"),
+    "MAP": ("photo.png", "{}", "a pear"),
+    "--control-image": ("photo.png", "map.png", "a pear", "--control-image", "{}"),
+    "--ip-adapter-image": ("photo.png", "map.png", "a pear", "--ip-adapter-image", "{}"),
+}
 
 
 def pixels(path) -> np.ndarray:
@@ -282,6 +294,46 @@ def test_urls_are_files(edit):
     assert "404" in missing.stderr
 
 
+@pytest.mark.parametrize(
+    ("location", "name"),
+    [
+        ("https://example.org/a%20b/%C3%BC.png?x=/y.png", "ü.png"),
+        ("http://example.org/--overlay.png", "overlay.png"),
+        ("HTTP://example.org/..%2F..%2Fetc%2Fpasswd", "passwd"),
+        ("http://example.org/a%5Cb.png#/c", "b.png"),
+        ("http://example.org/a%00%0Ab.png", "ab.png"),
+        ("http://example.org/---", "picture"),
+        ("http://example.org/", "picture"),
+        ("http://[::1/a.png", "a.png"),
+        ("folder/-a b.png", "-a b.png"),
+        ("-", "stdin"),
+    ],
+)
+def test_names_of_files_are_made_of_locations(location, name):
+    assert editing.file_name(location) == name
+
+
+@pytest.mark.parametrize("argument", ["IMAGE", "MAP", "--control-image"])
+def test_a_picture_may_come_from_stdin(run, argument):
+    arguments = PICTURES[argument]
+    options = ("--steps", 2, "--seed", 5, "--out")
+    file = {"MAP": "map.png"}.get(argument, "photo.png")
+    run("edit", *(part.format(file) for part in arguments), *options, "file.png")
+    run("edit", *(part.format("-") for part in arguments), *options, "stdin.png", stdin=Path(file).read_bytes())
+    np.testing.assert_array_equal(pixels("file.png"), pixels("stdin.png"))
+    key = {"IMAGE": "image", "MAP": "map"}.get(argument, "control_image")
+    assert settings("stdin.png")[key] == {"name": "stdin", "sha256": sha256(file)}
+
+
+def test_stdin_is_read_once(run):
+    line = the_line_of(run("edit", "-", "-", "a pear", code=2, stdin=Path("photo.png").read_bytes()))
+    assert line == "Error: IMAGE and MAP are both -, and stdin can be read once."
+
+
+def test_a_result_of_stdin_is_named_after_it(edit):
+    assert edit("--seed", 5, image="-", stdin=Path("photo.png").read_bytes()).stdout.startswith("stdin-edit.png ")
+
+
 def test_a_map_of_another_shape_is_announced(edit):
     Image.new("L", (WIDTH, 2 * HEIGHT)).save("tall.png")
     shown = edit("--out", "a.png", change_map="tall.png").stderr
@@ -404,12 +456,6 @@ def test_a_lora_is_named_in_any_form_that_upstream_loads(steering):
     assert loading.find_lora(str(steering / "lora.safetensors")) == (str(steering), "", "lora.safetensors")
 
 
-PICTURES = {
-    "IMAGE": ("{}", "map.png", "a pear"),
-    "MAP": ("photo.png", "{}", "a pear"),
-    "--control-image": ("photo.png", "map.png", "a pear", "--control-image", "{}"),
-    "--ip-adapter-image": ("photo.png", "map.png", "a pear", "--ip-adapter-image", "{}"),
-}
 LOSSY = {
     "16 bits": lambda: Image.new("I;16", (WIDTH, HEIGHT), 40000),
     "32 bits": lambda: Image.new("I", (WIDTH, HEIGHT), 40000),
@@ -450,6 +496,36 @@ def test_a_control_image_of_another_shape_is_announced(run, size, stretched):
     picture(*size[::-1]).save("control.png")
     said = run("edit", "photo.png", "map.png", "a pear", "--steps", 2, "--control-image", "control.png").stderr
     assert ("Warning: --control-image 'control.png' is 40 x 40 pixels" in said) == stretched
+
+
+@pytest.mark.parametrize("option", ["PROMPT", "--negative"])
+@pytest.mark.parametrize("model", ["still-life", "still-life-flow"])
+def test_the_end_of_a_text_that_the_model_does_not_see_is_named(run, model, option):
+    long = " ".join(["pear"] * 600 + ["lemon"])
+    texts = ("a pear", "--negative", long) if option == "--negative" else (long,)
+    said = run("edit", "photo.png", "map.png", *texts, "--model", model, "--steps", 2).stderr
+    warned = [line for line in said.splitlines() if line.startswith(f"Warning: {option} has ")]
+    assert len(warned) == 1
+    assert "it does not see 'pear pear" in warned[0]
+
+
+def test_a_text_that_the_model_sees_whole_is_not_warned_of(run, tokenizer):
+    """With the marks of beginning and end, a word is a token."""
+    whole = " ".join(["pear"] * (tokenizer.model_max_length - 2))
+    changed = [
+        run("edit", "photo.png", "map.png", text, "--steps", 2, "--overwrite").stderr
+        for text in (whole, f"{whole} pear")
+    ]
+    assert ["PROMPT has" in said for said in changed] == [False, True]
+
+
+def test_what_white_keeps_has_gone_through_the_autoencoder_as_the_help_says(run):
+    Image.new("L", (WIDTH, HEIGHT), 255).save("white.png")
+    for keeps in (("white.png", "a pear"), ("map.png", "a pear", "--strength", 0)):
+        run("edit", "photo.png", *keeps, "--steps", 2, "--out", "a.png", "--overwrite")
+        run("edit", "photo.png", *keeps, "--steps", 2, "--out", "b.png", "--overwrite", "--overlay")
+        assert (pixels("a.png") != pixels("photo.png")).any()
+        np.testing.assert_array_equal(pixels("b.png"), pixels("photo.png"))
 
 
 # What it refuses
@@ -534,6 +610,13 @@ BROKEN = {
     "a model that is a file": ({}, ("--model", "empty/file.safetensors"), "file.safetensors' is no folder"),
     "a model without a component": ({}, ("--model", "part"), "unet"),
     "a device that is not there": ({}, ("--device", "abacus"), "abacus"),
+    "a prompt that is no UTF-8": ({"prompt": os.fsdecode(b"a p\xe4r")}, (), "PROMPT is not UTF-8"),
+    "a negative that is no UTF-8": ({}, ("--negative", os.fsdecode(b"\xff")), "--negative is not UTF-8"),
+    "a device that is no UTF-8": ({}, ("--device", os.fsdecode(b"\xff")), "--device"),
+    "an output with a name too long": ({}, ("--out", "a" * 300 + ".png"), "--out"),
+    "a guidance scale beyond all models": ({}, ("--guidance-scale", "1e38"), "--guidance-scale is 1e+38"),
+    "steps beyond all schedules": ({}, ("--steps", "1000000000"), "--steps"),
+    "an option that is none": ({}, ("--bogus",), "--bogus"),
     "a guidance scale that is no number": ({}, ("--guidance-scale", "nan"), "--guidance-scale"),
 }
 
@@ -550,6 +633,98 @@ def test_a_mistake_is_told_in_a_line_and_leaves_nothing(edit, checkpoint, mistak
     inputs, options, named = BROKEN[mistake]
     assert named in the_line_of(edit(*options, **inputs, code=2))
     assert sorted(Path().rglob("*")) == before
+
+
+BROKEN_INDEX = {
+    "a list": {"model_index.json": "[1, 2]"},
+    "null": {"model_index.json": "null"},
+    "no JSON": {"model_index.json": "{"},
+    "a modular list": {"modular_model_index.json": "[]"},
+    "no modular JSON": {"modular_model_index.json": "{"},
+    "a class that is a number": {"model_index.json": '{"_class_name": 5}'},
+    "no class": {"model_index.json": "{}"},
+    "a part that is a number": {"model_index.json": '{"_class_name": "StableDiffusionXLPipeline", "unet": 5}'},
+    "a part without a type": {
+        "modular_model_index.json": json.dumps(
+            {
+                "_class_name": "StableDiffusionXLModularPipeline",
+                "_blocks_class_name": "StableDiffusionXLAutoBlocks",
+                "unet": ["diffusers", "UNet2DConditionModel", {"subfolder": "unet"}],
+            }
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_INDEX)
+def test_an_index_that_is_broken_is_told_in_a_line(edit, folder, broken):
+    (folder / "model").mkdir()
+    for name, text in BROKEN_INDEX[broken].items():
+        (folder / "model" / name).write_text(text)
+    assert the_line_of(edit("--model", "model", code=2)).startswith("Error: --model 'model' ")
+
+
+@pytest.mark.parametrize("wrong", ["controlnet", "control_mode", "union", "no modes"])
+def test_what_a_controlnet_is_not_is_said_before_the_checkpoint_is_read(edit, steering, monkeypatch, wrong):
+    options = {
+        "controlnet": ("--controlnet", steering / "ip_adapter/image_encoder"),
+        "control_mode": ("--controlnet", steering / "union", "--control-mode", 4),
+        "union": ("--controlnet", steering / "union"),
+        "no modes": ("--controlnet", steering / "controlnet", "--control-mode", 0),
+    }[wrong]
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    assert "--control" in the_line_of(edit("--control-image", "photo.png", *options, code=2))
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize("part", ["unet", "--ip-adapter", "--lora", "--controlnet"])
+def test_pickles_are_not_run(edit, steering, checkpoint, folder, part):
+    """Of weights that are pickles, torch reads tensors only."""
+    trap = pickle.dumps(Trap(), protocol=2)
+    if part == "unet":
+        shutil.copytree(checkpoint, "model")
+        next(Path("model/unet").glob("*.safetensors")).unlink()
+        Path("model/unet/diffusion_pytorch_model.bin").write_bytes(trap)
+        options = ("--model", "model")
+    elif part == "--controlnet":
+        shutil.copytree(steering / "controlnet", "controlnet")
+        next(Path("controlnet").glob("*.safetensors")).unlink()
+        Path("controlnet/diffusion_pytorch_model.bin").write_bytes(trap)
+        options = ("--control-image", "photo.png", "--controlnet", "controlnet")
+    elif part == "--ip-adapter":
+        shutil.copytree(steering / "ip_adapter", "ip_adapter")
+        Path("ip_adapter/weights.bin").write_bytes(trap)
+        options = ("--ip-adapter-image", "photo.png", "--ip-adapter", "ip_adapter/weights.bin")
+    else:
+        Path("lora.bin").write_bytes(trap)
+        options = ("--lora", "lora.bin")
+    the_line_of(edit(*options, code=2))
+    assert not Path("sprung").exists()
+    pickle.loads(trap)
+    assert Path("sprung").exists(), "the trap does not work"
+
+
+def test_code_that_an_index_names_is_not_run(edit, folder):
+    (folder / "model").mkdir()
+    for name in ("model/trap.py", "trap.py"):
+        Path(name).write_text("import os; os.mkdir('sprung')")
+    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["trap", "Trap"]}
+    Path("model/model_index.json").write_text(json.dumps(index))
+    Path("model/modular_config.json").write_text(json.dumps({"auto_map": {"ModularPipelineBlocks": "trap.Trap"}}))
+    the_line_of(edit("--model", "model", code=2))
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize("argument", PICTURES)
+def test_only_the_web_is_fetched(run, folder, argument):
+    arguments = [part.format((folder / "photo.png").as_uri()) for part in PICTURES[argument]]
+    assert "No such file" in the_line_of(run("edit", *arguments, code=2))
 
 
 @pytest.mark.parametrize(
@@ -642,6 +817,52 @@ def test_of_several_processes_one_writes_and_the_others_say_so(folder, file_syst
     (winner,) = (grey for grey, process in enumerate(started) if process.returncode == 0)
     assert (pixels("a.png") == winner).all()
     assert sorted(said) == ["", *["--out 'a.png' exists; --overwrite replaces it.\n"] * 3]
+    assert not list(folder.glob(".*"))
+
+
+WRITES = """
+import itertools
+from pathlib import Path
+from PIL import Image
+from modular_diffdiff import editing
+
+for n in itertools.count():
+    editing.write_png(Image.effect_noise((700, 700), 50), Path("a.png"), overwrite=True)
+    Path("writing").touch()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_who_is_killed_leaves_a_whole_file(folder, how):
+    for _ in range(4):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITES],
+            env=os.environ | {"PYTHONPATH": str(Path(modular_diffdiff.__file__).parents[1])},
+            stderr=subprocess.DEVNULL,
+        )
+        while not Path("writing").exists():
+            time.sleep(0.001)
+        time.sleep(0.005)
+        writer.send_signal(how)
+        writer.wait()
+        assert pixels("a.png").shape == (700, 700)
+        Path("writing").unlink()
+    if how is signal.SIGINT:
+        assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_leaves_what_was_there(folder):
+    Path("a.png").write_bytes(b"mine")
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    ended = subprocess.run(
+        [sys.executable, "-c", full + WRITES],
+        env=os.environ | {"PYTHONPATH": str(Path(modular_diffdiff.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr.splitlines()[-1] == "OSError: --out 'a.png' cannot be written: File too large."
+    assert Path("a.png").read_bytes() == b"mine"
     assert not list(folder.glob(".*"))
 
 
@@ -753,6 +974,25 @@ def test_a_model_in_the_cache_of_the_hub(process, folder, checkpoint):
     assert all(line.startswith(expected) for line in said), said
     assert settings("photo-edit.png")["model"] == "someone/tiny"
     assert settings("photo-edit.png")["commits"] == {"someone/tiny": commit}
+
+
+def test_the_hub_is_asked_once_when_it_cannot_be_reached(process):
+    """Its own downloads try for a minute."""
+    started = time.monotonic()
+    ended = process(
+        *("-m", "modular_diffdiff.cli", "edit", "photo.png", "map.png", "a pear", "--model", "someone/model"),
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    assert time.monotonic() - started < 30
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "Error: --model 'someone/model' is not in the cache, and the Hub cannot be reached: "
+    )
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version").stdout == f"modular-diffdiff {importlib.metadata.version('modular-diffdiff')}\n"
 
 
 def test_help_does_not_wait_for_torch(process):
