@@ -158,12 +158,16 @@ LATENTS = torch.zeros(1, 4, 4, 4)
     ("without", "given", "says"),
     [
         ("text_encoder", {}, "`prompt_embeds` is None"),
-        ("text_encoder", {"prompt_embeds": torch.zeros(4, 32)}, r"`prompt_embeds` is \(4, 32\)"),
+        ("text_encoder", {"prompt_embeds": torch.zeros(4, 32)}, r"`prompt_embeds` is a Tensor of shape \(4, 32\)"),
         ("text_encoder", EMBEDS | {"pooled_prompt_embeds": None}, "`pooled_prompt_embeds` is None"),
         ("text_encoder", EMBEDS | {"negative_prompt_embeds": None}, "`negative_prompt_embeds` is None"),
         ("text_encoder", EMBEDS, "`prompt` is 'a pear'; it takes nothing, as no block encodes it"),
         ("image_encoder", {}, "`image_latents` is None"),
-        ("image_encoder", {"image_latents": torch.zeros(1, 3, 4, 4)}, r"`image_latents` is \(1, 3, 4, 4\)"),
+        (
+            "image_encoder",
+            {"image_latents": torch.zeros(1, 3, 4, 4)},
+            r"`image_latents` is a Tensor of shape \(1, 3, 4, 4\) .* 4 channels",
+        ),
         ("image_encoder", {"image_latents": LATENTS}, "`image` is .*; it takes nothing, as no block encodes it"),
         (
             "image_encoder",

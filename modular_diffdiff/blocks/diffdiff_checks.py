@@ -445,13 +445,14 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
 
     @torch.no_grad()
     def __call__(self, components, state):
-        self.check(components, state, Asked(components, state))
+        asked = Asked(components, state)
+        check_kinds(asked)
+        check_makers(asked, self.family)
+        self.check(components, state, asked)
         return components, state
 
     def check(self, components, state, asked: Asked) -> None:
         """Refuses what the blocks that will run cannot work with."""
-        check_kinds(asked)
-        check_makers(asked, self.family)
         check_wiring(asked)
         check_components(components, asked, self.needed_components(components, asked))
         check_map(asked, self.family)

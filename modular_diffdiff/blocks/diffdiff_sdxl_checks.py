@@ -58,21 +58,29 @@ def check_share(schedule, asked: diffdiff_checks.Asked) -> None:
         refuse("denoising_start", start, "a smaller share of the schedule: no step is left to run")
 
 
-def check_shapes(components, asked: diffdiff_checks.Asked) -> None:
-    """Refuses embeddings and latents that are missing or have other axes than SDXL's."""
-    shapes = {"prompt_embeds": "(B, tokens, features)", "pooled_prompt_embeds": "(B, features)"}
+def check_encoded(components, asked: diffdiff_checks.Asked) -> None:
+    """Refuses embeddings that are missing or no tensor, and originals with a frame axis."""
+    names = ("prompt_embeds", "pooled_prompt_embeds")
     if components.guider.num_conditions > 1:
-        shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
-    for name, shape in shapes.items():
-        embeds = asked.get(name)
+        names += tuple(f"negative_{name}" for name in names)
+    for name in names:
         if asked.makes("prompt_embeds") or not asked.reads("pooled_prompt_embeds"):
             continue
-        if not isinstance(embeds, torch.Tensor) or embeds.ndim != shape.count(",") + 1:
-            described = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else embeds
-            refuse(name, described, f"a tensor of shape {shape}, as nothing encodes a prompt")
-    original, channels = asked.get("image_latents"), components.num_channels_latents
-    if isinstance(original, torch.Tensor) and (original.ndim != 4 or original.shape[1] != channels):
-        refuse("image_latents", tuple(original.shape), f"a tensor of shape (B, {channels}, h, w)")
+        if not isinstance(asked.get(name), torch.Tensor):
+            refuse(name, asked.get(name), "one tensor for all prompts, as nothing encodes them")
+    original = asked.get("image_latents")
+    if original is not None and original.ndim != 4:
+        refuse("image_latents", original, "a tensor (B, C, h, w)")
+
+
+def check_pooled(components, asked: diffdiff_checks.Asked) -> None:
+    """Refuses pooled embeddings of another width than the UNet reads beside the time ids."""
+    config = components.unet.config
+    ids = 5 if components.config.requires_aesthetics_score else 6
+    wanted = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
+    for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"):
+        if name in asked.given and asked.get(name).shape[1] != wanted:
+            refuse(name, asked.get(name), f"embeddings of the {wanted} features that this model reads")
 
 
 def check_start(components, asked: diffdiff_checks.Asked, outputs: int) -> None:
@@ -173,10 +181,11 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
         if "control_mode" in asked.given and "control_image" not in asked.given:
             mode = asked.get("control_mode")
             raise BadInputError(f"`control_mode` is {mode!r}, but there is no `control_image` for it.")
-        check_shapes(components, asked)
+        check_encoded(components, asked)
         check_ip_adapter(components, asked)
         super().check(components, state, asked)
         check_parts(components)
+        check_pooled(components, asked)
         check_hand_over(asked)
         check_share(diffdiff_checks.check_schedule(components.scheduler, asked), asked)
         check_conditioning(components, asked)
