@@ -19,7 +19,7 @@ DEMO_NAME = "modular-diffdiff-demo.png"
 UsageError = typer.BadParameter.__base__  # typer has no name for it
 MAX_SEED = 2**32 - 1
 MAX_COUNT = MAX_STEPS = 10_000
-MAX_SCALE = 1000  # beyond it, models answer with infinity
+MAX_SCALE = 1000  # far beyond what models are used with
 
 
 class OneLineGroup(typer.core.TyperGroup):

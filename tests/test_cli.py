@@ -616,7 +616,7 @@ BROKEN = {
     "an output with a name too long": ({}, ("--out", "a" * 300 + ".png"), "--out"),
     "a guidance scale beyond all models": ({}, ("--guidance-scale", "1e38"), "--guidance-scale is 1e+38"),
     "steps beyond all schedules": ({}, ("--steps", "1000000000"), "--steps"),
-    "an option that is none": ({}, ("--bogus",), "--bogus"),
+    "an unknown option": ({}, ("--bogus",), "--bogus"),
     "a guidance scale that is no number": ({}, ("--guidance-scale", "nan"), "--guidance-scale"),
 }
 
