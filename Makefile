@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CODE := modular_diffdiff tests benchmarks docs noxfile.py
 
-.PHONY: demo test test-matrix command-lines lint benchmark pages
+.PHONY: demo test test-matrix command-lines fuzz lint benchmark pages
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -19,6 +19,9 @@ test-matrix: $(VENV)/installed
 
 command-lines: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.command_lines
+
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz 10000
 
 pages: $(VENV)/installed
 	PYTHONPATH=. $(BIN)/python docs/make_pages.py

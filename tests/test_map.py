@@ -6,6 +6,7 @@ import math
 import threading
 import warnings
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from modular_diffdiff import BadInputError
 from modular_diffdiff.blocks.diffdiff_map import (
     average_over_grid,
     keep_on_grid,
@@ -25,6 +27,8 @@ from modular_diffdiff.blocks.diffdiff_map import (
     resize_map,
     warn_of_stretching,
 )
+
+from .helpers import diffdiff, picture
 
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], np.uint8)
@@ -282,3 +286,20 @@ def test_a_constant_map_is_released_where_image_to_image_starts(num_steps):
         keep = torch.full((1, 1, 3, 3), 1 - run / num_steps)
         averaged = average_over_grid(resize_map(keep, 20, 20), (3, 3), (24, 24))
         assert release_by_step(averaged, torch.arange(num_steps)).unique().tolist() == [num_steps - run]
+
+
+@pytest.mark.parametrize("form", [str, Path, lambda path: path.as_uri(), lambda path: [path]])
+def test_paths_can_be_turned_off(tiny, tmp_path, form):
+    path = tmp_path / "map.png"
+    Image.new("L", (8, 8)).save(path)
+    pipe = diffdiff(tiny)
+    with pytest.raises(BadInputError, match=r"`diffdiff_map(\[0\])?` is .*`allow_paths` is False"):
+        pipe(prompt="a pear", image=picture(), diffdiff_map=form(path), num_inference_steps=1, allow_paths=False)
+
+
+def test_of_a_file_with_several_pictures_the_first_counts(tmp_path):
+    white, black = (Image.new("L", (8, 8), grey) for grey in (255, 0))
+    white.save(tmp_path / "map.gif", save_all=True, append_images=[black])
+    with pytest.warns(UserWarning, match=r"`diffdiff_map` is .*map.gif.*2 pictures: the first"):
+        (values,) = load_maps(str(tmp_path / "map.gif"))
+    assert (values == 1).all()
