@@ -230,6 +230,7 @@ def edit(
         int | None,
         typer.Option(
             min=0,
+            max=65_536,
             metavar="PAD",
             help="Edit only the box that MAP changes, with PAD pixels around it, and lay it into IMAGE.",
         ),

@@ -189,7 +189,7 @@ def tensors() -> Kind:
 
 
 # What PIL makes RGB of.
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 # What it would clip on the way, and which has an answer of its own.
 DEEP_MODES = ("I", "F")
 
