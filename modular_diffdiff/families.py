@@ -7,9 +7,11 @@ from .blocks.diffdiff_versions import NEEDED
 
 import diffusers
 
+from .blocks.diffdiff_asked import check_count
+
 # The loader copies only the modules that are named here: all that these pipelines need, directly or not.
 from .blocks.diffdiff_block import DiffDiffBlock, FamilyTraits
-from .blocks.diffdiff_checks import check_count
+from .blocks.diffdiff_checks import DiffDiffCheckInputsStep
 from .blocks.diffdiff_docs import INPUTS
 from .blocks.diffdiff_family import FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_files import open_image
@@ -19,6 +21,7 @@ from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
 from .blocks.diffdiff_map import load_maps
 from .blocks.diffdiff_overlay import DiffDiffOverlayStep
+from .blocks.diffdiff_picture_checks import image_geometry
 from .blocks.diffdiff_pixels import lay_over
 from .blocks.diffdiff_placement import Placement
 from .blocks.diffdiff_prepare import DiffDiffPrepareStep

@@ -9,9 +9,11 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
 from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise, decoders, denoise, encoders
 from diffusers.modular_pipelines.stable_diffusion_xl import modular_blocks_stable_diffusion_xl as automatic
 
+from .blocks.diffdiff_asked import check_count
+
 # The loader copies only the modules that are named here: all that these pipelines need, directly or not.
 from .blocks.diffdiff_block import DiffDiffBlock
-from .blocks.diffdiff_checks import check_count
+from .blocks.diffdiff_checks import DiffDiffCheckInputsStep
 from .blocks.diffdiff_docs import INPUTS
 from .blocks.diffdiff_family import METHOD, DiffDiffSequentialBlocks, FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_files import open_image
@@ -21,6 +23,7 @@ from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
 from .blocks.diffdiff_map import load_maps
 from .blocks.diffdiff_overlay import DiffDiffCropStep, DiffDiffOverlayStep
+from .blocks.diffdiff_picture_checks import image_geometry
 from .blocks.diffdiff_pixels import lay_over
 from .blocks.diffdiff_placement import DiffDiffCropToChangeStep, DiffDiffReadMapStep
 from .blocks.diffdiff_prepare import DiffDiffSkipFrozenStep

@@ -13,8 +13,8 @@ from diffusers.modular_pipelines import AutoPipelineBlocks
 from diffusers.utils.torch_utils import unwrap_module
 
 from . import (
+    diffdiff_asked,
     diffdiff_block,
-    diffdiff_checks,
     diffdiff_docs,
     diffdiff_pixels,
     diffdiff_refusals,
@@ -52,7 +52,7 @@ class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
         return (*self.takes, "placement", *self.family.fixed, *filter(None, [self.family.area]))
 
     def run(self, components, block_state, state) -> None:
-        family, prompts = self.family, diffdiff_checks.count_prompts(state)
+        family, prompts = self.family, diffdiff_asked.count_prompts(state)
         if block_state.image is not None:
             self.fit_image(components, block_state)
         if getattr(block_state, family.original) is not None:
@@ -114,7 +114,7 @@ class DiffDiffFitControlStep(diffdiff_block.DiffDiffBlock):
     gives = ("control_image", "crops_coords")
 
     def run(self, components, block_state, state) -> None:
-        outputs = (diffdiff_checks.count_prompts(state) or 1) * (state.get("num_images_per_prompt") or 1)
+        outputs = (diffdiff_asked.count_prompts(state) or 1) * (state.get("num_images_per_prompt") or 1)
         controls = block_state.control_image
         if takes_several(components, state):
             controls = controls if isinstance(controls, list) else [controls]

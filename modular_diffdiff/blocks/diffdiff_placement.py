@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from . import diffdiff_block, diffdiff_checks, diffdiff_map, diffdiff_pixels
+from . import diffdiff_asked, diffdiff_block, diffdiff_map, diffdiff_pixels
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
         pictures = [] if block_state.image is None else diffdiff_pixels.split_images(block_state.image)
         pictures = diffdiff_pixels.in_unit_range(pictures)
         size = diffdiff_pixels.size_of(pictures[0]) if pictures else self.size_of_latents(components, state)
-        diffdiff_checks.check_count("diffdiff_map", len(keeps), diffdiff_checks.count_prompts(state) or len(keeps))
+        diffdiff_asked.check_count("diffdiff_map", len(keeps), diffdiff_asked.count_prompts(state) or len(keeps))
         diffdiff_map.warn_of_stretching(keeps, *size)
         block_state.image = pictures or None
         block_state.placement = Placement.of(pictures, keeps, size)

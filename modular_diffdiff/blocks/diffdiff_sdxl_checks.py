@@ -8,12 +8,20 @@ import torch
 from diffusers.models import ControlNetUnionModel
 from diffusers.utils.torch_utils import unwrap_module
 
-from . import diffdiff_checks, diffdiff_refusals, diffdiff_sdxl, diffdiff_trajectory
+from . import (
+    diffdiff_asked,
+    diffdiff_checks,
+    diffdiff_picture_checks,
+    diffdiff_refusals,
+    diffdiff_sdxl,
+    diffdiff_trajectory,
+)
 
 
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
 CONTROL_NUMBERS = ("control_guidance_start", "control_guidance_end", "controlnet_conditioning_scale")
 
+Asked = diffdiff_asked.Asked
 BadInputError, refuse = diffdiff_refusals.BadInputError, diffdiff_refusals.refuse
 
 
@@ -33,7 +41,7 @@ def check_parts(components) -> None:
         refuse("unet", f"a {type(unet).__name__} with {unet.config.in_channels} input channels", takes)
 
 
-def check_hand_over(asked: diffdiff_checks.Asked) -> None:
+def check_hand_over(asked: Asked) -> None:
     """Refuses a start behind the end, and one without what the run before has left."""
     start, end = asked.get("denoising_start"), asked.get("denoising_end")
     if start is None:
@@ -47,7 +55,7 @@ def check_hand_over(asked: diffdiff_checks.Asked) -> None:
             raise BadInputError(f"`denoising_start` is {start}, but `{name}` is missing: {instead}.")
 
 
-def check_share(schedule, asked: diffdiff_checks.Asked) -> None:
+def check_share(schedule, asked: Asked) -> None:
     """Refuses shares of a schedule that leave no step."""
     start, end = asked.get("denoising_start"), asked.get("denoising_end")
     begin = 0 if start is None else diffdiff_trajectory.index_at(schedule, start)
@@ -58,7 +66,7 @@ def check_share(schedule, asked: diffdiff_checks.Asked) -> None:
         refuse("denoising_start", start, "a smaller share of the schedule: no step is left to run")
 
 
-def check_encoded(components, asked: diffdiff_checks.Asked) -> None:
+def check_encoded(components, asked: Asked) -> None:
     """Refuses embeddings that are missing or no tensor, and originals with a frame axis."""
     names = ("prompt_embeds", "pooled_prompt_embeds")
     if components.guider.num_conditions > 1:
@@ -73,7 +81,7 @@ def check_encoded(components, asked: diffdiff_checks.Asked) -> None:
         refuse("image_latents", original, "a tensor (B, C, h, w)")
 
 
-def check_pooled(components, asked: diffdiff_checks.Asked) -> None:
+def check_pooled(components, asked: Asked) -> None:
     """Refuses pooled embeddings of another width than the UNet reads beside the time ids."""
     config = components.unet.config
     ids = 5 if components.config.requires_aesthetics_score else 6
@@ -83,11 +91,11 @@ def check_pooled(components, asked: diffdiff_checks.Asked) -> None:
             refuse(name, asked.get(name), f"embeddings of the {wanted} features that this model reads")
 
 
-def check_start(components, asked: diffdiff_checks.Asked, outputs: int) -> None:
+def check_start(components, asked: Asked, outputs: int) -> None:
     """Refuses latents and noise whose shape is not that of the encoded image."""
     cell, original = components.vae_scale_factor, asked.get("image_latents")
     if original is None:
-        _, height, width = diffdiff_checks.image_geometry(asked.get("image"), transparent=True)
+        _, height, width = diffdiff_picture_checks.image_geometry(asked.get("image"), transparent=True)
         grid = [-(-side // cell) for side in (asked.get("height", height), asked.get("width", width))]
     else:
         grid = original.shape[-2:]
@@ -98,7 +106,7 @@ def check_start(components, asked: diffdiff_checks.Asked, outputs: int) -> None:
             raise BadInputError(f"`{name}` has the shape {tuple(asked.get(name).shape)}; {takes}.")
 
 
-def check_conditioning(components, asked: diffdiff_checks.Asked) -> None:
+def check_conditioning(components, asked: Asked) -> None:
     """Refuses sizes and crops that are no pairs, and what upstream's steps would pass over."""
     crop, negative = (asked.get(name, (0, 0)) for name in CROPS)
     if negative not in ((0, 0), crop) and not components.config.requires_aesthetics_score:
@@ -108,7 +116,7 @@ def check_conditioning(components, asked: diffdiff_checks.Asked) -> None:
         raise BadInputError(f"`negative_prompt_2` is {asked.get('negative_prompt_2')!r} {why}.")
 
 
-def check_ip_adapter(components, asked: diffdiff_checks.Asked) -> None:
+def check_ip_adapter(components, asked: Asked) -> None:
     """Refuses image prompts without IP-Adapters, and IP-Adapters without image prompts."""
     unet, adapters, image = components.unet, 0, asked.get("ip_adapter_image")
     given = [name for name in ("ip_adapter_image", "ip_adapter_embeds") if name in asked.given]
@@ -154,7 +162,7 @@ def check_modes(controlnet, mode: Any, images: list) -> None:
         raise BadInputError(f"`control_image` holds {len(images)}, `control_mode` {mode!r}; they go in pairs.")
 
 
-def check_control_numbers(asked: diffdiff_checks.Asked, nets: int | None) -> None:
+def check_control_numbers(asked: Asked, nets: int | None) -> None:
     """Refuses weights and windows that are no number or, for several ControlNets, no float and no number for each."""
     for name in CONTROL_NUMBERS:
         value = asked.get(name, 1.0)
@@ -173,7 +181,7 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
     family = diffdiff_sdxl.TRAITS
     takes = ("guidance_scale",)
 
-    def check(self, components, state, asked: diffdiff_checks.Asked) -> None:
+    def check(self, components, state, asked: Asked) -> None:
         if (scale := asked.get("guidance_scale")) is not None:
             guider = f"`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale={scale}))`"
             why = f"guidance belongs to the guider: {guider}, from `diffusers`"
@@ -190,16 +198,16 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
         check_share(diffdiff_checks.check_schedule(components.scheduler, asked), asked)
         check_conditioning(components, asked)
 
-    def check_start(self, components, asked: diffdiff_checks.Asked, outputs: int | None) -> None:
+    def check_start(self, components, asked: Asked, outputs: int | None) -> None:
         check_start(components, asked, outputs)
 
-    def needed_components(self, components, asked: diffdiff_checks.Asked) -> tuple[str, ...]:
+    def needed_components(self, components, asked: Asked) -> tuple[str, ...]:
         needed = tuple(asked.executed.component_names)
         if "text_encoder_2" in needed and is_refiner(components):
             return tuple(name for name in needed if name not in ("text_encoder", "tokenizer"))
         return needed
 
-    def check_control(self, components, asked: diffdiff_checks.Asked, prompts: int | None) -> None:
+    def check_control(self, components, asked: Asked, prompts: int | None) -> None:
         control, mode = asked.get("control_image"), asked.get("control_mode")
         controlnet = unwrap_module(components.controlnet)
         nets = len(controlnet.nets) if hasattr(controlnet, "nets") else None
@@ -209,5 +217,5 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
         if nets not in (None, len(images)):
             raise BadInputError(f"`control_image` holds {len(images)}; it takes {nets}, one for each ControlNet.")
         for batch in [images] if mode is None and nets is None else images:
-            diffdiff_checks.check_control(batch, prompts)
+            diffdiff_picture_checks.check_control(batch, prompts)
         check_control_numbers(asked, nets)
