@@ -55,8 +55,9 @@ def check_map(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
     if not asked.makes("diffdiff_map") and "diffdiff_map" not in asked.given:
         diffdiff_map.load_maps(None)
     for name in NOT_WITH_A_MAP:
-        if name in asked.given and not (name.endswith("kwargs") and asked.get(name) == {}):
-            refuse(name, asked.get(name), "nothing with a `diffdiff_map`, which would be elsewhere")
+        value = asked.get(name)
+        if value is not None and not (name.endswith("kwargs") and isinstance(value, dict) and not value):
+            refuse(name, value, "nothing with a `diffdiff_map`, which would be elsewhere")
     if asked.get("output_type") == "latent" and not family.latent_output:
         refuse("output_type", "latent", "one of pil, np, pt with this model, whose decoder gives pictures alone")
     if "mask_image" in asked.given:
