@@ -305,7 +305,7 @@ def cases(draw) -> tuple[tuple[str, str], dict[str, Make]]:
     names = draw(st.lists(st.sampled_from(setting(*where).names), max_size=3, unique=True))
     changed = {}
     for name in names:
-        meant = draw(st.integers(0, 9)) < 6
+        meant = draw(st.integers(0, 9)) < 8
         changed[name] = draw(st.sampled_from(MEANT.get(name, ANYTHING) if meant else ANYTHING))
     return where, changed
 
