@@ -282,7 +282,7 @@ def choose_device(model: Model) -> Model:
     try:
         found = torch.device(accelerator if model.device is None else model.device)
         torch.zeros(1, device=found).cpu()
-    # no such name, a build without it, a device that torch knows and cannot use
+    # no such name (or no UTF-8: a ValueError), a build without it, a device that torch knows and cannot use
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(f"--device {model.device!r} cannot be used here: {error}") from error
     if model.offload and found.type == "cpu":

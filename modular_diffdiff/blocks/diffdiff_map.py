@@ -69,9 +69,7 @@ def _load_one(item: Any, name: str, allow_paths: bool) -> list[torch.Tensor]:
         item = _open(os.fspath(item), name)
     if isinstance(item, PIL.Image.Image):
         if not diffdiff_kinds.is_picture(item):
-            raise BadInputError(
-                f"{name} is {diffdiff_refusals.describe(item)}, of which no grey-scale map can be made."
-            )
+            raise BadInputError(f"{name} is {diffdiff_refusals.describe(item)}, which cannot be read as greys.")
         item = _pil_to_numpy(item)
     if isinstance(item, np.ndarray):
         tensor = _numpy_to_tensor(item, name)
