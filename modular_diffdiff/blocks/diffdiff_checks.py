@@ -113,7 +113,9 @@ def check_embeddings(components, asked: Asked, names: tuple[str, ...], prompts: 
         value, kind = asked.get(name), diffdiff_docs.KINDS.get(name)
         if value is None and name in needed and not asked.makes(name):
             refuse(name, value, f"{kind.takes}, as nothing encodes a prompt" if kind else "a row for each prompt")
-        if value is not None:
+        if value is None:
+            check_no_mask(asked, name)
+        else:
             diffdiff_asked.check_count(name, len(value), prompts)
             check_features(components, name, value)
             check_mask(asked, name, value)
@@ -134,6 +136,12 @@ def check_mask(asked: Asked, name: str, value: torch.Tensor | list[torch.Tensor]
     mask = asked.get(f"{name}_mask")
     if mask is not None and isinstance(value, torch.Tensor) and mask.shape != value.shape[:2]:
         refuse(f"{name}_mask", mask, f"the shape {tuple(value.shape[:2])}, prompts and tokens of `{name}`")
+
+
+def check_no_mask(asked: Asked, name: str) -> None:
+    """Refuses a mask whose embeddings are missing."""
+    if f"{name}_mask" in asked.given:
+        refuse(f"{name}_mask", asked.get(f"{name}_mask"), f"nothing without `{name}`, whose tokens it counts")
 
 
 def channels_of(vae) -> int:

@@ -166,8 +166,8 @@ def check_control_numbers(asked: Asked, nets: int | None) -> None:
     """Refuses weights and windows that are no number or, for several ControlNets, no float and no number for each."""
     for name in CONTROL_NUMBERS:
         value = asked.get(name, 1.0)
-        if nets is None and isinstance(value, (list, tuple)):
-            refuse(name, value, "a number")
+        if nets is None and not isinstance(value, (int, float)):  # of NumPy's, ControlNet-Union takes float64 alone
+            refuse(name, value, "an int or a float")
         listed = isinstance(value, list) or (name == "controlnet_conditioning_scale" and isinstance(value, tuple))
         one_each = listed and len(value) == nets
         if nets is not None and not one_each and not isinstance(value, float):
