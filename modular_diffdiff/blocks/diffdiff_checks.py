@@ -132,8 +132,10 @@ def check_features(components, name: str, value: torch.Tensor | list[torch.Tenso
 
 
 def check_mask(asked: Asked, name: str, value: torch.Tensor | list[torch.Tensor]) -> None:
-    """Refuses a mask that does not belong to its embeddings."""
+    """Refuses a mask that does not belong to its embeddings, and a missing one of the negative side."""
     mask = asked.get(f"{name}_mask")
+    if mask is None and name.startswith("negative_") and asked.reads(f"{name}_mask"):
+        refuse(f"{name}_mask", mask, f"which tokens of `{name}` count, a tensor (B, tokens)")
     if mask is not None and isinstance(value, torch.Tensor) and mask.shape != value.shape[:2]:
         refuse(f"{name}_mask", mask, f"the shape {tuple(value.shape[:2])}, prompts and tokens of `{name}`")
 
@@ -251,6 +253,9 @@ def check_start(components, asked: Asked, family: diffdiff_block.FamilyTraits, o
     described = f"a grid of {grid[0]} x {grid[1]}"
     if control is not None and (len(control) not in (1, outputs) or control.shape[-2:] != grid):
         refuse("control_image_latents", control, f"{described}, one or {outputs} of it")
+    dtype = denoiser_of(components).dtype
+    if control is not None and control.dtype != dtype:  # upstream does not cast them
+        refuse("control_image_latents", control, f"the model's {dtype}")
     if latents is None:
         return
     channels = denoiser_of(components).config.in_channels
