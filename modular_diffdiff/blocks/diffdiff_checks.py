@@ -173,6 +173,8 @@ def check_latents(components, asked: Asked, family: diffdiff_block.FamilyTraits,
         refuse(name, original, f"{diffdiff_docs.KINDS[name].takes}, as nothing encodes an image")
     diffdiff_asked.check_count(name, len(original), prompts or len(original))
     channels = channels_of(components.vae)
+    if original.ndim == 5 and "latent_channels" in components.vae.config:
+        refuse(name, original, "a tensor (B, C, h, w), as this model's autoencoder knows no frames")
     if not family.references and original.shape[1] != channels:
         refuse(name, original, f"latents of the {channels} channels that this model's autoencoder makes")
     cell = diffdiff_block.cell_of(components)

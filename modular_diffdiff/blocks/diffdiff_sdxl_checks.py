@@ -67,7 +67,7 @@ def check_share(schedule, asked: Asked) -> None:
 
 
 def check_encoded(components, asked: Asked) -> None:
-    """Refuses embeddings that are missing or no tensor, and originals with a frame axis."""
+    """Refuses embeddings that are missing or no tensor."""
     names = ("prompt_embeds", "pooled_prompt_embeds")
     if components.guider.num_conditions > 1:
         names += tuple(f"negative_{name}" for name in names)
@@ -76,9 +76,6 @@ def check_encoded(components, asked: Asked) -> None:
             continue
         if not isinstance(asked.get(name), torch.Tensor):
             refuse(name, asked.get(name), "one tensor for all prompts, as nothing encodes them")
-    original = asked.get("image_latents")
-    if original is not None and original.ndim != 4:
-        refuse("image_latents", original, "a tensor (B, C, h, w)")
 
 
 def check_pooled(components, asked: Asked) -> None:
