@@ -700,12 +700,12 @@ def test_the_ip_adapters_block_takes_its_input_along():
         (
             "union",
             {"control_image": picture(), "control_mode": 1, "control_guidance_start": [0.0, 0.5]},
-            r"`control_guidance_start` is \[0.0, 0.5\]; it takes a number",
+            r"`control_guidance_start` is \[0.0, 0.5\]; it takes an int or a float",
         ),
         (
             "controlnet",
             {"control_image": picture(), "controlnet_conditioning_scale": [1.0, 0.5]},
-            r"`controlnet_conditioning_scale` is \[1.0, 0.5\]; it takes a number",
+            r"`controlnet_conditioning_scale` is \[1.0, 0.5\]; it takes an int or a float",
         ),
         ("both", {"control_image": picture()}, "`control_image` holds 1; it takes 2, one for each ControlNet"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 
 import torch
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
@@ -123,7 +124,7 @@ def check_embeddings(components, asked: Asked, names: tuple[str, ...], prompts: 
 
 def check_features(components, name: str, value: torch.Tensor | list[torch.Tensor]) -> None:
     """Refuses embeddings of another width than the denoiser reads."""
-    config = denoiser_of(components).config
+    config = getattr(denoiser_of(components), "config", {})
     known = FEATURES.get(name.removeprefix("negative_"), ())
     wanted = next((config[key] for key in known if config.get(key) is not None), None)
     widths = {row.shape[-1] for row in value}
@@ -146,14 +147,9 @@ def check_no_mask(asked: Asked, name: str) -> None:
         refuse(f"{name}_mask", asked.get(f"{name}_mask"), f"nothing without `{name}`, whose tokens it counts")
 
 
-def channels_of(vae) -> int:
-    """Channels of the latents that an autoencoder makes."""
-    return vae.config["latent_channels"] if "latent_channels" in vae.config else vae.config["z_dim"]
-
-
 def denoiser_of(components):
-    """The model that the loop asks."""
-    return getattr(components, "transformer", None) or components.unet
+    """The model that the loop asks, None where a user's own has another name."""
+    return getattr(components, "transformer", None) or getattr(components, "unet", None)
 
 
 def check_image(asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int | None) -> None:
@@ -172,9 +168,10 @@ def check_latents(components, asked: Asked, family: diffdiff_block.FamilyTraits,
     if original is None:
         refuse(name, original, f"{diffdiff_docs.KINDS[name].takes}, as nothing encodes an image")
     diffdiff_asked.check_count(name, len(original), prompts or len(original))
-    channels = channels_of(components.vae)
-    if original.ndim == 5 and "latent_channels" in components.vae.config:
+    config = getattr(getattr(components, "vae", None), "config", {})
+    if original.ndim == 5 and "latent_channels" in config:
         refuse(name, original, "a tensor (B, C, h, w), as this model's autoencoder knows no frames")
+    channels = config.get("latent_channels", config.get("z_dim", original.shape[1]))
     if not family.references and original.shape[1] != channels:
         refuse(name, original, f"latents of the {channels} channels that this model's autoencoder makes")
     cell = diffdiff_block.cell_of(components)
@@ -216,7 +213,7 @@ def check_schedule(scheduler, asked: Asked):
             refuse(name, value, f"nothing with {type(scheduler).__name__}, which has its own spacing")
     if len(given) > 1:
         raise BadInputError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
-    trained = scheduler.config.num_train_timesteps
+    trained = scheduler.config.get("num_train_timesteps", math.inf)
     if "timesteps" in given and max(given["timesteps"]) > trained:
         refuse("timesteps", given["timesteps"], f"numbers of at most {trained}, those that the model was trained with")
     given = given or {"num_inference_steps": asked.get("num_inference_steps", 1)}
@@ -247,27 +244,29 @@ def grid_of(components, asked: Asked, family: diffdiff_block.FamilyTraits) -> tu
 
 def check_start(components, asked: Asked, family: diffdiff_block.FamilyTraits, outputs: int | None) -> None:
     """Refuses latents that cannot hold the picture's grid, or are more or fewer than the outputs."""
-    grid, latents, control = (
-        grid_of(components, asked, family),
-        asked.get("latents"),
-        asked.get("control_image_latents"),
-    )
+    latents, control, denoiser = asked.get("latents"), asked.get("control_image_latents"), denoiser_of(components)
+    if denoiser is None or (latents is None and control is None):
+        return
+    grid = grid_of(components, asked, family)
     described = f"a grid of {grid[0]} x {grid[1]}"
     if control is not None and (len(control) not in (1, outputs) or control.shape[-2:] != grid):
         refuse("control_image_latents", control, f"{described}, one or {outputs} of it")
-    dtype = denoiser_of(components).dtype
-    if control is not None and control.dtype != dtype:  # upstream does not cast them
-        refuse("control_image_latents", control, f"the model's {dtype}")
-    if latents is None:
-        return
-    channels = denoiser_of(components).config.in_channels
-    fits = len(latents) == outputs and latents.shape[2 if latents.ndim == 3 else 1] == channels
+    if control is not None and control.dtype != denoiser.dtype:  # upstream does not cast them
+        refuse("control_image_latents", control, f"the model's {denoiser.dtype}")
+    if latents is not None and not holds(latents, outputs, denoiser.config.in_channels, grid):
+        takes = f"{outputs} of {denoiser.config.in_channels} channels, with {described} as the denoising loop sees it"
+        refuse("latents", latents, takes)
+
+
+def holds(latents: torch.Tensor, outputs: int | None, channels: int, grid: tuple[int, int]) -> bool:
+    """Whether latents, as the loop sees them, are so many with so many channels, and hold a grid."""
+    if len(latents) != outputs or latents.shape[2 if latents.ndim == 3 else 1] != channels:
+        return False
     try:
         diffdiff_layout.in_loop_form(torch.zeros(1, 1, *grid), latents)
     except BadInputError:
-        fits = False
-    if not fits:
-        refuse("latents", latents, f"{outputs} of {channels} channels, with {described} as the denoising loop sees it")
+        return False
+    return True
 
 
 class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
