@@ -1,16 +1,19 @@
-"""The repository on a Hub, with real clients: each scenario in a fresh process with an empty cache."""
+"""The repository on a Hub, with real clients: each has an empty cache, and who loads from it a fresh process."""
 
 import json
 import re
 
 import pytest
+from huggingface_hub import constants
+from typer.testing import CliRunner
 
 from modular_diffdiff import publishing
 from modular_diffdiff.catalog import FAMILIES
+from modular_diffdiff.cli import app
 from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
 
 from .clients import files_in, run_command, run_python
-from .hub import File, Repository
+from .hub import TOKEN, File, Repository
 
 
 LOAD = f"""
@@ -25,8 +28,22 @@ SAY_WHAT = """
 OURS, PLAIN = "diffusers_modules SDXLDiffDiffAutoBlocks\n", "diffusers StableDiffusionXLAutoBlocks\n"
 
 
-def publish(hub, home, *arguments, code=0, **more):
-    return run_command(["modular-diffdiff", "publish", *arguments], hub, home, code=code, **more)
+@pytest.fixture
+def publish(hub, tmp_path, monkeypatch):
+    """Publishes from `tmp_path`, as a user whom the Hub knows."""
+    monkeypatch.chdir(tmp_path)
+    # what huggingface_hub read from the environment when it was imported
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "huggingface"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def publish(*arguments, code=0):
+        result = CliRunner().invoke(app, ["publish", *arguments])
+        assert result.exit_code == code, (result.output, result.exception)
+        return result
+
+    return publish
 
 
 @pytest.fixture
@@ -43,10 +60,10 @@ def repository(hub):
 # Publishing
 
 
-def test_it_is_one_commit_that_makes_the_repository_what_the_package_is(hub, repository, tmp_path):
+def test_it_is_one_commit_that_makes_the_repository_what_the_package_is(hub, publish, repository):
     expected = repository.commits[repository.branches["main"]]
     del hub.repositories[BLOCKS_REPO]
-    publish(hub, tmp_path, BLOCKS_REPO)
+    publish(BLOCKS_REPO)
     published = hub.repositories[BLOCKS_REPO]
     assert published.messages == ["initial commit", "modular-diffdiff 0.1.0"]
 
@@ -54,17 +71,17 @@ def test_it_is_one_commit_that_makes_the_repository_what_the_package_is(hub, rep
         return {name: file.oid for name, file in published.commits[published.branches["main"]].items()}
 
     assert files() == {name: file.oid for name, file in expected.items()}
-    publish(hub, tmp_path, BLOCKS_REPO)
+    publish(BLOCKS_REPO)
     assert len(published.messages) == 2
     # what is left from an earlier version goes
     published.commit(published.commits[published.branches["main"]] | {"blocks/diffdiff_old.py": File(b"")})
-    publish(hub, tmp_path, BLOCKS_REPO)
+    publish(BLOCKS_REPO)
     assert files() == {name: file.oid for name, file in expected.items()}
 
 
-def test_the_checkpoint_is_published_with_its_companions(hub, tmp_path):
+def test_the_checkpoint_is_published_with_its_companions(hub, publish):
     expected = hub.repositories.pop(CHECKPOINT_REPO)
-    publish(hub, tmp_path, CHECKPOINT_REPO, "--checkpoint")
+    publish(CHECKPOINT_REPO, "--checkpoint")
     trees = [
         {name: file.oid for name, file in repository.commits[repository.branches["main"]].items()}
         for repository in (expected, hub.repositories[CHECKPOINT_REPO])
@@ -73,8 +90,10 @@ def test_the_checkpoint_is_published_with_its_companions(hub, tmp_path):
     assert {"unet/config.json", "controlnet/config.json"} < trees[0].keys()
 
 
-def test_a_dry_run_writes_the_files_that_are_published(hub, tmp_path):
-    said = publish(None, tmp_path, BLOCKS_REPO, "--dry-run", "--out", "folder").stdout
+def test_a_dry_run_writes_the_files_that_are_published_and_asks_nobody(hub, publish, tmp_path):
+    before = len(hub.requests)
+    said = publish(BLOCKS_REPO, "--dry-run", "--out", "folder").stdout
+    assert len(hub.requests) == before
     published = hub.repositories[BLOCKS_REPO]
     files = published.commits[published.branches["main"]]
     for name, file in files.items():
@@ -82,11 +101,11 @@ def test_a_dry_run_writes_the_files_that_are_published(hub, tmp_path):
             assert (tmp_path / "folder" / name).read_bytes() == file.read(), name
             assert f"{len(file.read()):,}  {name}" in said
     assert "loads as SDXLDiffDiffAutoBlocks" in said
-    assert "folder exists" in publish(None, tmp_path, BLOCKS_REPO, "--dry-run", "--out", "folder", code=2).stderr
+    assert "folder exists" in publish(BLOCKS_REPO, "--dry-run", "--out", "folder", code=2).stderr
 
 
-def test_card_and_node_name_the_repository_that_they_are_in(hub, tmp_path):
-    publish(hub, tmp_path, "ada/my-edits", "--private", "--revision", "next")
+def test_card_and_node_name_the_repository_that_they_are_in(hub, publish):
+    publish("ada/my-edits", "--private", "--revision", "next")
     repository = hub.repositories.pop("ada/my-edits")
     assert repository.private
     assert repository.commits[repository.branches["main"]].keys() == {".gitattributes"}
@@ -97,26 +116,19 @@ def test_card_and_node_name_the_repository_that_they_are_in(hub, tmp_path):
     assert json.loads(files["mellon_pipeline_config.json"].read())["default_repo"] == "ada/my-edits"
 
 
-def test_a_failed_upload_changes_nothing(hub, repository, tmp_path):
+def test_a_failed_upload_changes_nothing(hub, publish, repository, tmp_path):
     before = repository.commits[repository.branches["main"]]
     repository.commit(before | {"README.md": File(b"changed")})
     changed = dict(repository.branches)
     hub.refuse_commits = True
     try:
-        said = publish(hub, tmp_path, BLOCKS_REPO, "--revision", "next", code=1).stderr
+        said = publish(BLOCKS_REPO, "--revision", "next", code=1).stderr
         assert "507" in said
         assert said.count("\n") == 1
-        upload = """
-            from pathlib import Path
-            from modular_diffdiff import publishing
-            Path("folder").mkdir()
-            Path("folder/README.md").write_text("new")
-            try:
-                publishing.upload(publishing.blocks_of("sdxl"), "ada/new", Path("folder"), False, None)
-            except OSError as error:
-                print(error)
-        """
-        assert "507" in run_python(upload, hub, tmp_path)
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder/README.md").write_text("new")
+        with pytest.raises(OSError, match="507"):
+            publishing.upload(publishing.blocks_of("sdxl"), "ada/new", tmp_path / "folder", False, None)
     finally:
         hub.refuse_commits = False
     assert repository.branches == changed
@@ -142,7 +154,7 @@ def test_a_failed_upload_changes_nothing(hub, repository, tmp_path):
     ],
 )
 def test_what_cannot_be_published_is_said_before_anything_is_sent(
-    hub, repository, tmp_path, arguments, environment, said
+    hub, publish, repository, tmp_path, monkeypatch, arguments, environment, said
 ):
     hub.repositories.setdefault("ada/taken", Repository()).commit({"model.safetensors": File(b"theirs")})
     # somebody's own pipeline, saved with our code
@@ -151,15 +163,17 @@ def test_what_cannot_be_published_is_said_before_anything_is_sent(
     main = repository.branches["main"]
     repository.commit(files | {"model.onnx": File(b"theirs")}, "other")
     assert repository.branches["main"] == main
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     before = len(hub.requests)
-    assert said in publish(hub, tmp_path, *arguments, code=2, **environment).stderr
+    assert said in publish(*arguments, code=2).stderr
     assert {method for method, _ in hub.requests[before:]} <= {"GET", "HEAD"}
     assert not list(tmp_path.glob("*/presets.py"))
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path):
-    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "x", "HF_HUB_OFFLINE": "0"}
-    said = publish(None, tmp_path, "ada/new", code=1, **nobody).stderr
+def test_an_unreachable_hub_is_one_line(publish, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    said = publish("ada/new", code=1).stderr
     assert said.startswith("Error: the Hub cannot be reached")
     assert said.count("\n") == 1
 
@@ -277,9 +291,9 @@ def test_a_familys_card_and_index_name_its_components(family_repos, name):
         assert (source["pretrained_model_name_or_path"], source["subfolder"]) == (family.model, component)
 
 
-def test_a_family_is_published_and_another_is_not_laid_over_it(hub, tmp_path):
-    publish(hub, tmp_path, "ada/edits", "--family", "flux-kontext")
+def test_a_family_is_published_and_another_is_not_laid_over_it(hub, publish):
+    publish("ada/edits", "--family", "flux-kontext")
     files = hub.repositories["ada/edits"].commits[hub.repositories["ada/edits"].branches["main"]]
     assert b"families.FluxKontextDiffDiffAutoBlocks" in files["modular_config.json"].read()
-    assert "is taken" in publish(hub, tmp_path, "ada/edits", "--family", "flux", code=2).stderr
-    assert "it takes one of sdxl, sd3" in publish(hub, tmp_path, "ada/edits", "--family", "fluxx", code=2).stderr
+    assert "is taken" in publish("ada/edits", "--family", "flux", code=2).stderr
+    assert "it takes one of sdxl, sd3" in publish("ada/edits", "--family", "fluxx", code=2).stderr

@@ -1,64 +1,77 @@
 """Saved pipelines: what `from_pretrained` makes of them in a fresh process."""
 
 import filecmp
+import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import modular_diffdiff
-from modular_diffdiff import DiffDiffSequentialBlocks, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
+from modular_diffdiff import (
+    DiffDiffSequentialBlocks,
+    SDXLDiffDiffAutoBlocks,
+    SDXLDiffDiffBlocks,
+    ZImageDiffDiffAutoBlocks,
+)
 from modular_diffdiff.still_life import CHECKPOINT, FLOW_CHECKPOINT
 
 from .clients import run_python
 
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
-SAVE = """
-    from modular_diffdiff import {blocks}
-    pipe = {blocks}().init_pipeline({checkpoint!r})
-    pipe.load_components(dtype=torch.float32)
-    pipe.vae.post_quant_conv.bias.data += 0.5  # weights that are nowhere else
-    pipe.save_pretrained("saved", overwrite_modular_index=True)
-    pipe.blocks.save_pretrained("saved")
-"""
-LOAD = """
-    from diffusers import ModularPipeline
-    pipe = ModularPipeline.from_pretrained("{folder}", trust_remote_code=True)
-    pipe.load_components(dtype=torch.float32)
-"""
-RUN = """
-    import hashlib, numpy
+
+
+def draw(pipe):
+    """A small edit; a fresh process gets the source of this function."""
+    import numpy
+    import torch
     from PIL import Image
-    result = pipe(
-        prompt="a green pear", image=Image.linear_gradient("L").convert("RGB").resize((64, 64)),
-        diffdiff_map=numpy.linspace(0, 1, 64)[None].repeat(64, 0), num_inference_steps=2,
-        generator=torch.Generator().manual_seed(0), output="images",
+
+    return pipe(
+        prompt="a green pear",
+        image=Image.linear_gradient("L").convert("RGB").resize((64, 64)),
+        diffdiff_map=numpy.linspace(0, 1, 64)[None].repeat(64, 0),
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output="images",
     )[0]
-    print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__,
-          hashlib.sha256(result.tobytes()).hexdigest())
+
+
+LOAD = """
+import torch
+from diffusers import ModularPipeline
+pipe = ModularPipeline.from_pretrained("moved", trust_remote_code=True)
+pipe.load_components(dtype=torch.float32)
+draw(pipe).save("loaded.png")
+pipe.blocks.save_pretrained("again")
+print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__)
 """
 
 
 @pytest.mark.parametrize(
     ("blocks", "checkpoint"),
     [
-        ("SDXLDiffDiffAutoBlocks", CHECKPOINT),
-        ("SDXLDiffDiffBlocks", CHECKPOINT),
-        ("ZImageDiffDiffAutoBlocks", FLOW_CHECKPOINT),
+        (SDXLDiffDiffAutoBlocks, CHECKPOINT),
+        (SDXLDiffDiffBlocks, CHECKPOINT),
+        (ZImageDiffDiffAutoBlocks, FLOW_CHECKPOINT),
     ],
 )
 def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path, blocks, checkpoint):
-    code = "    import torch" + SAVE.format(blocks=blocks, checkpoint=checkpoint) + RUN
-    saved = run_python(code, None, tmp_path).split()
+    pipe = blocks().init_pipeline(checkpoint)
+    pipe.load_components(dtype=torch.float32)
+    pipe.vae.post_quant_conv.bias.data += 0.5  # weights that are nowhere else
+    pipe.save_pretrained(str(tmp_path / "saved"), overwrite_modular_index=True)
+    pipe.blocks.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / "moved")  # nothing in it names where it was
-    again = '    pipe.blocks.save_pretrained("again")'
-    loaded = run_python("    import torch" + LOAD.format(folder="moved") + RUN + again, None, tmp_path).split()
-    assert saved[:2] == ["modular_diffdiff", blocks]
-    assert loaded[:2] == ["diffusers_modules", blocks]
-    assert loaded[2] == saved[2]
+    said = run_python(inspect.getsource(draw) + LOAD, None, tmp_path)
+    assert said == f"diffusers_modules {blocks.__name__}\n"
+    np.testing.assert_array_equal(Image.open(tmp_path / "loaded.png"), draw(pipe))
     # and what was loaded as remote code is saved with its code too
-    entry = "families.py" if blocks.startswith("ZImage") else "presets.py"
+    entry = "families.py" if blocks is ZImageDiffDiffAutoBlocks else "presets.py"
     named = re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE)
     assert {path.stem for path in (tmp_path / "again/blocks").iterdir()} == set(named)
 
