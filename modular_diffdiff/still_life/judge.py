@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,6 +16,7 @@ from .scene import BACKGROUNDS, COLOURS, KINDS
 
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
+SEEN = 128  # side of the pictures that it looks at; larger ones are shrunk
 LABELS = {"kind": KINDS, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS)}
 
 
@@ -24,6 +26,11 @@ class Reading(NamedTuple):
     kind: str
     colour: str
     background: str
+
+
+def shrink(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) to (B, C, SEEN, SEEN), each pixel the mean of those that it stands for."""
+    return F.adaptive_avg_pool2d(pictures, SEEN)
 
 
 class Judge(nn.Module):
@@ -47,9 +54,10 @@ class Judge(nn.Module):
         """Logits of each question.
 
         Args:
-            pictures: (B, 3, 128, 128) in [-1, 1].
-            visible: (B, 1, 128, 128), 1 where the judge may look and 0 elsewhere.
+            pictures: (B, 3, H, W) in [-1, 1], of `SEEN` pixels a side or more.
+            visible: (B, 1, H, W), 1 where the judge may look and 0 elsewhere.
         """
+        pictures, visible = shrink(pictures), shrink(visible)
         features = self.features(torch.cat([pictures * visible, visible], 1))
         return {name: head(features) for name, head in self.heads.items()}
 

@@ -88,15 +88,19 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
 
 
 def build_vae() -> AutoencoderKL:
-    """SDXL's autoencoder (factor 8, 4 channels), narrow where the picture is large."""
+    """SDXL's autoencoder (factor 8, 4 channels), narrow where the picture is large.
+
+    Without attention in its middle, so that a part of a picture takes less from what stands beside it.
+    """
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=(16, 32, 64, 64),
+        block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=4,
-        sample_size=128,
+        mid_block_add_attention=False,
+        sample_size=256,
         scaling_factor=0.13025,
         force_upcast=False,
     )
@@ -105,13 +109,13 @@ def build_vae() -> AutoencoderKL:
 def build_unet() -> UNet2DConditionModel:
     """SDXL's denoiser: text cross-attention, and added conditioning of pooled text and six time ids."""
     return UNet2DConditionModel(
-        sample_size=16,
+        sample_size=32,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        block_out_channels=(64, 128, 128),
+        block_out_channels=(64, 128, 192),
         layers_per_block=1,
         transformer_layers_per_block=1,
-        attention_head_dim=(2, 4, 4),  # SDXL's field of this name counts heads
+        attention_head_dim=(2, 4, 6),  # SDXL's field of this name counts heads
         norm_num_groups=16,
         cross_attention_dim=128,
         use_linear_projection=True,
@@ -133,7 +137,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
     )
 
 
-# Of the convolutions that bring a control image from 128 x 128 pixels to the latents' 16 x 16.
+# Of the convolutions that bring a control image from pixels to latents, an eighth of their side.
 _CONTROL_WIDTHS = (8, 16, 32, 64)
 
 

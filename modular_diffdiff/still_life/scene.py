@@ -1,4 +1,4 @@
-"""Scenes of one object on a background, rendered from a description: the data that `still_life` is trained on.
+"""Scenes of one or two objects on a background, rendered from a description: the data that `still_life` is trained on.
 
 A scene is shaded like a real one (Lambert and Blinn-Phong terms on analytic normals, a cast shadow), so that soft
 transitions in an edit have something to be soft about.
@@ -6,8 +6,8 @@ transitions in an edit have something to be soft about.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,35 @@ _STEM = np.array((92, 62, 38), np.float32)
 _LEAF = np.array((66, 120, 46), np.float32)
 
 
+def _check_known(**values: tuple[str, Collection[str]]) -> None:
+    for name, (value, known) in values.items():
+        if value not in known:
+            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An object, and where it stands.
+
+    Attributes:
+        kind: One of `KINDS`.
+        colour: One of `COLOURS`.
+        position: Its centre (x, y), as fractions of the image's side, y downwards.
+    """
+
+    kind: str
+    colour: str
+    position: tuple[float, float] = (0.72, 0.58)
+
+    def __post_init__(self):
+        _check_known(kind=(self.kind, KINDS), colour=(self.colour, COLOURS))
+
+    @property
+    def words(self) -> str:
+        """Its name with the article, e.g. "an orange cup"."""
+        return f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {self.kind}"
+
+
 @dataclass(frozen=True)
 class Scene:
     """One still life.
@@ -64,6 +93,7 @@ class Scene:
         position: Centre of the object (x, y), as fractions of the image's side, y downwards.
         light: Where the light comes from, -1 (left) to 1 (right).
         seed: Decides what the caption does not say: size, tilt, tones and the pattern's scale.
+        beside: A second object; both are smaller then, and where they overlap, this one is in front.
     """
 
     kind: str
@@ -72,27 +102,31 @@ class Scene:
     position: tuple[float, float] = (0.5, 0.55)
     light: float = -0.6
     seed: int = 0
+    beside: Item | None = None
 
     def __post_init__(self):
-        for name, value, known in (
-            ("kind", self.kind, KINDS),
-            ("colour", self.colour, COLOURS),
-            ("background", self.background, BACKGROUNDS),
-        ):
-            if value not in known:
-                raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(known)}.")
+        _check_known(kind=(self.kind, KINDS), colour=(self.colour, COLOURS), background=(self.background, BACKGROUNDS))
+
+    @property
+    def items(self) -> list[Item]:
+        """What stands in it, in the order of the caption."""
+        first = Item(self.kind, self.colour, self.position)
+        return [first] if self.beside is None else [first, self.beside]
 
     @property
     def caption(self) -> str:
-        """The whole sentence, e.g. "a red apple on a striped background"."""
-        article = "an" if self.colour == "orange" else "a"
-        return f"{article} {self.colour} {self.kind} on {BACKGROUNDS[self.background]}"
+        """The whole sentence, e.g. "a red apple and a blue cup on a tabletop"."""
+        return f"{' and '.join(item.words for item in self.items)} on {BACKGROUNDS[self.background]}"
 
     @classmethod
-    def random(cls, seed: int) -> Scene:
-        """The scene of a seed: every attribute drawn uniformly."""
+    def random(cls, seed: int, pairs: float = 0.0) -> Scene:
+        """The scene of a seed: every attribute drawn uniformly.
+
+        Args:
+            pairs: The share of scenes with two objects, which differ in kind and colour; the first is on the left.
+        """
         rng = np.random.default_rng([seed, 1])
-        return cls(
+        scene = cls(
             kind=str(rng.choice(KINDS)),
             colour=str(rng.choice(list(COLOURS))),
             background=str(rng.choice(list(BACKGROUNDS))),
@@ -100,6 +134,14 @@ class Scene:
             light=float(rng.uniform(-1, 1)),
             seed=seed,
         )
+        return scene._with_second(rng) if rng.random() < pairs else scene
+
+    def _with_second(self, rng: np.random.Generator) -> Scene:
+        kind = str(rng.choice([kind for kind in KINDS if kind != self.kind]))
+        colour = str(rng.choice([colour for colour in COLOURS if colour != self.colour]))
+        (left, right), (first, second) = rng.uniform((0.25, 0.7), (0.3, 0.75)), rng.uniform(0.54, 0.62, 2)
+        beside = Item(kind, colour, (float(right), float(second)))
+        return replace(self, position=(float(left), float(first)), beside=beside)
 
 
 class Surface(NamedTuple):
@@ -276,29 +318,40 @@ def _background(scene: Scene, rng: np.random.Generator, x: np.ndarray, y: np.nda
 
 
 SAMPLES = 2  # each pixel is the mean of SAMPLES x SAMPLES
+_PAIR_SCALE = 0.64  # of two objects, against one alone
 
 
 class _View(NamedTuple):
-    """The image plane: grids (H, W) in [0, 1], and about the object in units of its half height."""
+    """An object as the camera sees it: grids (H, W) about it in units of its half height, and its surface."""
 
-    x: np.ndarray
-    y: np.ndarray
     dx: np.ndarray
     dy: np.ndarray
+    surface: Surface
 
 
-def _look(scene: Scene, rng: np.random.Generator, size: int) -> tuple[_View, Surface]:
-    """The object as the camera sees it, SAMPLES times as fine as the picture."""
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y (H, W) in [0, 1], SAMPLES times as fine as the picture."""
     axis = ((np.arange(size * SAMPLES) + 0.5) / (size * SAMPLES)).astype(np.float32)
-    x, y = np.meshgrid(axis, axis)
-    half = rng.uniform(0.29, 0.36)
+    return tuple(np.meshgrid(axis, axis))
+
+
+def _look(item: Item, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, scale: float) -> _View:
+    half = rng.uniform(0.29, 0.36) * scale
     tilt = rng.uniform(-0.12, 0.12)
-    albedo = np.clip(np.array(COLOURS[scene.colour], np.float32) * rng.uniform(0.92, 1.04, 3), 0, 255).astype(
-        np.float32
-    )
-    dx, dy = (x - scene.position[0]) / half, (y - scene.position[1]) / half
+    albedo = np.clip(np.array(COLOURS[item.colour], np.float32) * rng.uniform(0.92, 1.04, 3), 0, 255).astype(np.float32)
+    dx, dy = (x - item.position[0]) / half, (y - item.position[1]) / half
     u, v = dx * np.cos(tilt) + dy * np.sin(tilt), -dx * np.sin(tilt) + dy * np.cos(tilt)
-    return _View(x, y, dx, dy), _SHAPES[scene.kind](u, v, albedo)
+    return _View(dx, dy, _SHAPES[item.kind](u, v, albedo))
+
+
+def _views(scene: Scene, x: np.ndarray, y: np.ndarray) -> tuple[list[_View], np.random.Generator]:
+    """Each object from back to front, and the generator for what is drawn behind them."""
+    rng = np.random.default_rng([scene.seed, 2])
+    scale = 1.0 if scene.beside is None else _PAIR_SCALE
+    views = [_look(scene.items[0], rng, x, y, scale)]
+    if scene.beside is not None:
+        views.append(_look(scene.beside, np.random.default_rng([scene.seed, 3]), x, y, scale))
+    return views, rng
 
 
 def _shrink(picture: np.ndarray) -> np.ndarray:
@@ -310,21 +363,43 @@ def _shrink(picture: np.ndarray) -> np.ndarray:
 
 def render(scene: Scene, size: int = SIZE) -> np.ndarray:
     """Draws a scene: (size, size, 3) uint8 RGB. The same scene gives the same picture."""
-    rng = np.random.default_rng([scene.seed, 2])
-    view, surface = _look(scene, rng, size)
-    ground = _background(scene, rng, view.x, view.y).astype(np.float32)
-    shadow = ((view.dx + 0.55 * scene.light) / 1.05) ** 2 + ((view.dy - 0.94) / 0.24) ** 2
-    ground = ground * (1 - 0.5 * np.exp(-shadow))[..., None]
+    x, y = _grid(size)
+    views, rng = _views(scene, x, y)
+    picture = _background(scene, rng, x, y).astype(np.float32)
+    for view in views:
+        shadow = ((view.dx + 0.55 * scene.light) / 1.05) ** 2 + ((view.dy - 0.94) / 0.24) ** 2
+        picture = picture * (1 - 0.5 * np.exp(-shadow))[..., None]
 
     light = _unit(np.array((0.9 * scene.light, -0.65, 0.75), np.float32))
     halfway = _unit(light + np.array((0, 0, 1), np.float32))
-    diffuse = np.clip(surface.normal @ light, 0, None)
-    gloss = np.clip(surface.normal @ halfway, 0, None) ** 40
-    shaded = surface.albedo * (0.38 + 0.72 * diffuse)[..., None] + 90 * gloss[..., None]
-    return _shrink(np.where(surface.inside[..., None], shaded, ground))
+    for surface in (view.surface for view in views):
+        diffuse = np.clip(surface.normal @ light, 0, None)
+        gloss = np.clip(surface.normal @ halfway, 0, None) ** 40
+        shaded = surface.albedo * (0.38 + 0.72 * diffuse)[..., None] + 90 * gloss[..., None]
+        picture = np.where(surface.inside[..., None], shaded, picture)
+    return _shrink(picture)
 
 
 def depth(scene: Scene, size: int = SIZE) -> np.ndarray:
-    """How near the object is: (size, size) uint8, 0 for the background, up to 255 for the nearest surfaces."""
-    _, surface = _look(scene, np.random.default_rng([scene.seed, 2]), size)
-    return _shrink(np.where(surface.inside, 255 * (surface.depth + 0.5) / 1.5, 0))
+    """How near the objects are: (size, size) uint8, 0 for the background, up to 255 for the nearest surfaces."""
+    nearness = np.zeros((size * SAMPLES,) * 2, np.float32)
+    for view in _views(scene, *_grid(size))[0]:
+        nearness = np.where(view.surface.inside, 255 * (view.surface.depth + 0.5) / 1.5, nearness)
+    return _shrink(nearness)
+
+
+def masks(scene: Scene, size: int = SIZE) -> dict[str, np.ndarray]:
+    """Where each thing is that the caption names.
+
+    Returns:
+        (size, size) uint8 by word, 255 where a pixel shows it whole: the kind and the colour of each object, and the
+        background ("striped background", "tabletop") for all that they leave. Objects that share a word share its mask.
+    """
+    shown = np.full((size * SAMPLES,) * 2, -1)  # which object, counted from 0
+    for index, view in enumerate(_views(scene, *_grid(size))[0]):
+        shown[view.surface.inside] = index
+    where: dict[str, np.ndarray] = {BACKGROUNDS[scene.background].removeprefix("a "): shown == -1}
+    for index, item in enumerate(scene.items):
+        for word in (item.kind, item.colour):
+            where[word] = where.get(word, False) | (shown == index)
+    return {word: _shrink(255.0 * mask) for word, mask in where.items()}

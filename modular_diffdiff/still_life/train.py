@@ -12,6 +12,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,20 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
 from . import CHECKPOINT
-from .judge import LABELS, WEIGHTS, Judge
+from .judge import LABELS, SEEN, WEIGHTS, Judge, Reading, shrink
 from .models import build_scheduler, build_text_encoders, build_tokenizer, build_unet, build_vae
-from .scene import BACKGROUNDS, SIZE, Scene, render
+from .scene import BACKGROUNDS, Item, Scene, render
 
 
 SAVE_EVERY = 200
+PAIRS = 0.2  # the share of scenes with two objects
+SIZE = 256  # of the pictures, in pixels
+CROP = 128  # of what the autoencoder learns from, in pixels
 # SDXL's guidance needs a model that also knows no prompt at all (zeros) and an empty one.
 NO_PROMPT, EMPTY_PROMPT = 0.1, 0.03
 
@@ -58,18 +62,34 @@ def in_parallel(function: Callable[[int], np.ndarray], count: int) -> Iterator[n
         yield from pool.imap(function, range(count), chunksize=32)
 
 
-def _render_seed(seed: int) -> np.ndarray:
-    return render(Scene.random(seed))
+def training_scene(seed: int) -> Scene:
+    return Scene.random(seed, PAIRS)
 
 
-def render_scenes(path: Path, count: int) -> np.ndarray:
-    """(count, 128, 128, 3) uint8 scenes of the seeds 0 to count - 1."""
-    return cached(path, "scenes", in_parallel(_render_seed, count), count)
+def _render_seed(seed: int, size: int) -> np.ndarray:
+    return render(training_scene(seed), size)
+
+
+def render_scenes(work: Path, count: int, size: int) -> np.ndarray:
+    """(count, size, size, 3) uint8 scenes of the seeds 0 to count - 1, cached in `work`."""
+    path = work / f"scenes-{count}-{size}.npy"
+    return cached(path, "scenes", in_parallel(partial(_render_seed, size=size), count), count)
 
 
 def _pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
-    """(B, 3, 128, 128) in [-1, 1]."""
+    """(B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(scenes[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _crops(scenes: np.ndarray, count: int, generator: torch.Generator) -> torch.Tensor:
+    """(count, 3, CROP, CROP) in [-1, 1]: a part of a scene each, mirrored in every other case."""
+    last = scenes.shape[1] - CROP
+    indices = torch.randint(len(scenes), (count,), generator=generator).tolist()
+    corners = torch.randint(last + 1, (count, 2), generator=generator).tolist()
+    parts = [scenes[i, top : top + CROP, left : left + CROP] for i, (top, left) in zip(indices, corners, strict=True)]
+    pixels = torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, pixels.flip(3), pixels)
 
 
 def computes_in_bfloat16(device: str) -> bool:
@@ -77,9 +97,47 @@ def computes_in_bfloat16(device: str) -> bool:
     return device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
-def adamw(modules: nn.Module, lr: float) -> torch.optim.Optimizer:
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.01)
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices and convolutions, AdamW for all else, under one schedule."""
+
+    def __init__(self, weights: list[nn.Parameter], others: list[nn.Parameter], lr: float, lr_of_others: float):
+        self.weights = weights
+        # Muon takes matrices: of a convolution, a row is an output channel
+        self.matrices = [nn.Parameter(weight.data.flatten(1)) for weight in weights]
+        self.parts = [torch.optim.AdamW(others, lr_of_others, betas=(0.9, 0.99), weight_decay=0.01)]
+        if weights:
+            self.parts.append(torch.optim.Muon(self.matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        super().__init__(self._groups(), {})
+
+    def _groups(self) -> list[dict]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for weight in self.weights:
+            weight.grad = None
+
+    def step(self, closure=None) -> None:
+        for weight, matrix in zip(self.weights, self.matrices, strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = self._groups()  # loading has made new ones
+
+
+def muon_and_adamw(modules: nn.Module, lr: float) -> MuonAndAdamW:
+    """Muon at `lr` for the weights of blocks and layers, AdamW at half of it for all else."""
+    named = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
+    inner = {name for name, p in named if p.ndim > 1 and any(part in name for part in ("block", "layers", "refiner"))}
+    weights, others = ([p for name, p in named if (name in inner) == wanted] for wanted in (True, False))
+    return MuonAndAdamW(weights, others, lr, lr / 2)
 
 
 def fit(
@@ -90,21 +148,37 @@ def fit(
     lr: float,
     work: Path,
     ema_decay: float,
-    make_optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] = adamw,
 ) -> None:
-    """Minimises `loss` over the modules' parameters and leaves their moving average in them.
+    """Minimises `loss` over the modules' parameters and leaves their moving average in them, rounded to float16.
 
     Args:
-        name: Of the stage; its state is kept in `work`/name.pt.
+        name: Of the stage: its state is kept in `work`/name.pt until it has ended, its weights in name.safetensors
+            from then on.
         loss: Takes a CPU generator, seeded by the step, from which it must draw everything random.
-        make_optimizer: Takes the modules and `lr`.
+        lr: The highest learning rate, of Muon; that of AdamW is half of it.
     """
+    ended = work / f"{name}.safetensors"
+    if not ended.exists():
+        _minimise(name, modules, loss, steps, lr, work / f"{name}.pt", ema_decay)
+        save_file({key: weight.half() for key, weight in modules.state_dict().items()}, ended)
+        (work / f"{name}.pt").unlink()
+    modules.load_state_dict(load_file(ended))
+
+
+def _minimise(
+    name: str,
+    modules: nn.ModuleDict,
+    loss: Callable[[torch.Generator], torch.Tensor],
+    steps: int,
+    lr: float,
+    path: Path,
+    ema_decay: float,
+) -> None:
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = make_optimizer(modules, lr)
+    optimizer = muon_and_adamw(modules, lr)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(200, steps // 10), steps)
     average = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
     parts = {"modules": modules, "optimizer": optimizer, "schedule": schedule, "average": average}
-    path = work / f"{name}.pt"
     start = 0
     if path.exists():
         state = torch.load(path, map_location="cpu")
@@ -137,61 +211,40 @@ def fit(
     average.copy_to(parameters)
 
 
-def train_vae(scenes: np.ndarray, work: Path, device: str, steps: int, batch: int = 16):
-    """An `AutoencoderKL`; the scale of its latents is left to `normalize_latents`."""
-    vae = build_vae().to(device)
-
-    def loss(generator: torch.Generator) -> torch.Tensor:
-        pixels = _pixels(scenes, torch.randint(len(scenes), (batch,), generator=generator)).to(device)
-        posterior = vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-        error = vae.decode(posterior.mean + posterior.std * noise).sample.float() - pixels
-        return error.abs().mean() + error.square().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
-
-    fit("vae", nn.ModuleDict({"vae": vae}), loss, steps, 1e-3, work, ema_decay=0.995)
-    return vae.eval().requires_grad_(False)
-
-
 def _join(first: torch.Tensor, second: torch.Tensor, share: float, axis: int) -> torch.Tensor:
     """One part of `first`, `share` of its side, and the rest of `second`."""
     cut = round(share * first.shape[axis])
     return torch.cat([first.narrow(axis, 0, cut), second.narrow(axis, cut, first.shape[axis] - cut)], axis)
 
 
-def polish_decoder(vae, scenes: np.ndarray, latents: torch.Tensor, work: Path, steps: int, batch: int = 16) -> None:
-    """Trains the decoder on, for clean outlines, and so that a part of a picture does not depend on the rest of it.
+def train_vae(scenes: np.ndarray, work: Path, device: str, steps: int, batch: int = 16):
+    """An `AutoencoderKL`, trained on parts of scenes; the scale of its latents is left to `normalize_latents`.
 
-    The encoder, and with it what the UNet has learned, stays. Every other step joins the latents of two scenes, as
-    edits do, and asks for the two pictures joined in the same place.
-
-    Args:
-        latents: (count, 4, 16, 16) of all scenes, as `normalize_latents` returns them.
+    Every other step joins the latents of two parts, as edits do, and asks for the two pictures joined in the same
+    place: so a part of a picture hardly depends on the rest of it.
     """
-    modules = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}).requires_grad_(True)
-    device = vae.quant_conv.weight.device
+    vae = build_vae().to(device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        indices = torch.randint(len(scenes), (batch,), generator=generator)
-        pixels, drawn = _pixels(scenes, indices), latents[indices]
-        # a little noise, as latents that a UNet draws are not quite those of a picture
-        loudness = 0.1 * torch.rand(batch, 1, 1, 1, generator=generator)
-        drawn = drawn + loudness * torch.randn(drawn.shape, generator=generator)
+        pixels = _crops(scenes, batch, generator).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        drawn = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(device)
         joined, axis = torch.randint(2, (2,), generator=generator).tolist()
         share = torch.randint(4, 13, (1,), generator=generator).item() / 16
         if joined:
             pixels, drawn = (_join(whole, whole.roll(1, 0), share, 2 + axis) for whole in (pixels, drawn))
-        decoded = vae.decode(drawn.to(device) / vae.config.scaling_factor).sample.float()
-        error = decoded - pixels.to(device)
+        error = vae.decode(drawn).sample.float() - pixels
         outlines = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        return error.abs().mean() + error.square().mean() + 0.5 * outlines
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        return error.abs().mean() + error.square().mean() + 0.5 * outlines + 1e-4 * divergence
 
-    fit("decoder", modules, loss, steps, 1e-3, work, ema_decay=0.995)
-    vae.requires_grad_(False)
+    fit("vae", nn.ModuleDict({"vae": vae}), loss, steps, 3e-3, work, ema_decay=0.995)
+    return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def encode(vae, scenes: np.ndarray, path: Path) -> torch.Tensor:
-    """(count, 4, 16, 16) posterior means of all scenes, cached in `path`."""
+    """(count, 4, H, W) posterior means of all scenes, cached in `path`."""
     if not path.exists():
         device = next(vae.parameters()).device
         batches = tqdm(torch.arange(len(scenes)).split(64), "latents")
@@ -225,18 +278,22 @@ def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
 _FRAMES = ("a photo of", "a picture of", "a painting of", "a render of", "a still life with")
 
 
+def _words(item: Item, rng: np.random.Generator, left_open: float) -> str:
+    colour = item.colour if rng.random() >= left_open else ""
+    kind = item.kind if rng.random() >= left_open else str(rng.choice(["object", "still life", "something"]))
+    words = f"{colour} {kind}".strip()
+    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
+
+
 def caption(scene: Scene, rng: np.random.Generator, left_open: float = 0.08) -> str:
     """The scene in words as people vary them: parts left open, other words around them, or nothing at all.
 
     Args:
-        left_open: How often the colour is not said, and how often the kind is not.
+        left_open: How often an object's colour is not said, and how often its kind is not.
     """
     if rng.random() < EMPTY_PROMPT:
         return ""
-    colour = scene.colour if rng.random() >= left_open else ""
-    kind = scene.kind if rng.random() >= left_open else str(rng.choice(["object", "still life", "something"]))
-    words = f"{colour} {kind}".strip()
-    words = f"{'an' if words[0] in 'aeio' else 'a'} {words}"
+    words = " and ".join(_words(item, rng, left_open) for item in scene.items)
     if rng.random() < 0.85:
         words += f" on {BACKGROUNDS[scene.background]}"
     if rng.random() < 0.2:
@@ -249,7 +306,7 @@ def caption(scene: Scene, rng: np.random.Generator, left_open: float = 0.08) -> 
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch on its way: what a denoiser is given, and the velocity (B, 4, 16, 16) that it should predict.
+    """A batch on its way: what a denoiser is given, and the velocity (B, 4, H, W) that it should predict.
 
     Attributes:
         inputs: The arguments of a UNet's `forward`, which a ControlNet takes too.
@@ -265,7 +322,7 @@ class Noised:
 def noise_latents(
     x0: torch.Tensor, captions: list[str], tokenizer, text_encoder, text_encoder_2, generator: torch.Generator
 ) -> Noised:
-    """Noises latents (B, 4, 16, 16) at random timesteps, and encodes their captions, some of them as no prompt."""
+    """Noises latents (B, 4, H, W) at random timesteps, and encodes their captions, some of them as no prompt."""
     noising = DDPMScheduler.from_config(build_scheduler().config)
     device = text_encoder.device
     tokens = tokenizer(
@@ -297,15 +354,15 @@ def draw_rng(generator: torch.Generator) -> np.random.Generator:
     return np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
 
 
-def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch: int = 64):
-    """The denoiser and both text encoders, trained together on captioned latents (count, 4, 16, 16)."""
+def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch: int = 24):
+    """The denoiser and both text encoders, trained together on captioned latents (count, 4, H, W)."""
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     text_encoder, text_encoder_2 = build_text_encoders(tokenizer)
     unet = build_unet()
     unet.set_attn_processor(AttnProcessor())  # its backward pass is the fastest on a CPU
     modules = nn.ModuleDict({"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "unet": unet}).to(device)
-    scenes = [Scene.random(seed) for seed in range(len(latents))]
+    scenes = [training_scene(seed) for seed in range(len(latents))]
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         indices = torch.randint(len(latents), (batch,), generator=generator)
@@ -314,42 +371,46 @@ def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch
         noised = noise_latents(latents[indices], captions, tokenizer, text_encoder, text_encoder_2, generator)
         return noised.loss(unet(**noised.inputs).sample)
 
-    fit("unet", modules, loss, steps, 8e-4, work, ema_decay=0.999)
+    fit("unet", modules, loss, steps, 3e-3, work, ema_decay=0.998)
     unet.set_default_attn_processor()
     return tokenizer, text_encoder, text_encoder_2, unet
+
+
+def _shown(scene: Scene, generator: torch.Generator) -> tuple[slice, Item]:
+    """Which columns (of SEEN) the judge may look at, and what it should see: of two objects, one at a time."""
+    half = SEEN // 2
+    side, cut = (torch.randint(*ends, (1,), generator=generator).item() for ends in ((0, 6), (half - 16, half + 16)))
+    if scene.beside is not None:
+        return (slice(0, half), scene.items[0]) if side < 3 else (slice(half, SEEN), scene.items[1])
+    return {0: slice(cut, SEEN), 1: slice(0, cut)}.get(side, slice(0, SEEN)), scene.items[0]
 
 
 def train_judge(scenes: np.ndarray, work: Path, device: str, steps: int, batch: int = 64) -> Judge:
     """The judge, on whole pictures and on parts of them, sharp and soft ones."""
     torch.manual_seed(0)
     judge = Judge().to(device)
-    described = [Scene.random(seed) for seed in range(len(scenes))]
-    targets = {
-        name: torch.tensor([labels.index(getattr(scene, name)) for scene in described])
-        for name, labels in LABELS.items()
-    }
-
-    def visible_part(generator: torch.Generator) -> torch.Tensor:
-        visible = torch.ones(1, SIZE, SIZE)
-        side, cut = torch.randint(6, (1,), generator=generator), torch.randint(48, 80, (1,), generator=generator)
-        if side == 0:
-            visible[:, :, :cut] = 0
-        elif side == 1:
-            visible[:, :, cut:] = 0
-        return visible
+    described = [training_scene(seed) for seed in range(len(scenes))]
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         indices = torch.randint(len(scenes), (batch,), generator=generator)
-        pixels = _pixels(scenes, indices)
+        pixels = shrink(_pixels(scenes, indices))
         soft = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
         pixels = torch.lerp(pixels, soft, torch.rand(batch, 1, 1, 1, generator=generator))
         loudness = 0.05 * torch.rand(batch, 1, 1, 1, generator=generator)
         pixels += loudness * torch.randn(pixels.shape, generator=generator)
-        visible = torch.stack([visible_part(generator) for _ in range(batch)])
+        visible, expected = torch.zeros(batch, 1, SEEN, SEEN), []
+        for k, index in enumerate(indices.tolist()):
+            columns, item = _shown(described[index], generator)
+            visible[k, ..., columns] = 1
+            expected.append(Reading(item.kind, item.colour, described[index].background))
         answers = judge(pixels.to(device), visible.to(device))
-        return sum(F.cross_entropy(answers[name].float(), targets[name][indices].to(device)) for name in LABELS)
+        targets = {
+            name: torch.tensor([labels.index(getattr(reading, name)) for reading in expected], device=device)
+            for name, labels in LABELS.items()
+        }
+        return sum(F.cross_entropy(answers[name].float(), targets[name]) for name in LABELS)
 
-    fit("judge", nn.ModuleDict({"judge": judge}), loss, steps, 2e-3, work, ema_decay=0.995)
+    fit("judge", nn.ModuleDict({"judge": judge}), loss, steps, 4e-3, work, ema_decay=0.995)
     return judge.eval()
 
 
@@ -364,10 +425,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=20_000)
-    parser.add_argument("--vae-steps", type=int, default=1_800)
+    parser.add_argument("--vae-steps", type=int, default=4_000)
     parser.add_argument("--judge-steps", type=int, default=1_500)
-    parser.add_argument("--unet-steps", type=int, default=3_000)
-    parser.add_argument("--decoder-steps", type=int, default=1_400)
+    parser.add_argument("--unet-steps", type=int, default=8_000)
     return parser.parse_args(arguments)
 
 
@@ -375,14 +435,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = _arguments(arguments)
     work, device = options.work, options.device
     work.mkdir(parents=True, exist_ok=True)
-    scenes = render_scenes(work / "scenes.npy", options.scenes)
+    scenes = render_scenes(work, options.scenes, SIZE)
     torch.manual_seed(0)
     vae = train_vae(scenes, work, device, options.vae_steps)
     judge = train_judge(scenes, work, device, options.judge_steps).half().cpu()
     save_file(judge.state_dict(), options.judge_out)
     latents = normalize_latents(vae, encode(vae, scenes, work / "latents.pt"))
     tokenizer, text_encoder, text_encoder_2, unet = train_unet(latents, work, device, options.unet_steps)
-    polish_decoder(vae, scenes, latents, work, options.decoder_steps)
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=text_encoder,

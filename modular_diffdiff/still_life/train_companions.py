@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 from torch import nn
@@ -34,7 +35,18 @@ from .models import (
     ip_adapter_weights,
 )
 from .scene import COLOURS, KINDS, Scene, depth, render
-from .train import Noised, cached, caption, draw_rng, encode, fit, in_parallel, noise_latents, render_scenes
+from .train import (
+    Noised,
+    cached,
+    caption,
+    draw_rng,
+    encode,
+    fit,
+    in_parallel,
+    noise_latents,
+    render_scenes,
+    training_scene,
+)
 
 
 # Half of what is said about a scene is left to the control image, or to the image prompt.
@@ -45,7 +57,7 @@ VALUE_GAIN = 1.5
 
 
 class Base:
-    """The base checkpoint, frozen, and the latents (count, 4, 16, 16) that it gives the scenes."""
+    """The base checkpoint, frozen, and the latents (count, 4, H, W) that it gives the scenes."""
 
     def __init__(self, scenes: np.ndarray, work: Path, device: str):
         pipeline = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32).to(device)
@@ -56,11 +68,20 @@ class Base:
         self.text = pipeline.tokenizer, pipeline.text_encoder, pipeline.text_encoder_2
         latents = encode(pipeline.vae, scenes, work / "latents-of-checkpoint.pt")
         self.latents = latents * pipeline.vae.config.scaling_factor
-        self.scenes = [Scene.random(seed) for seed in range(len(scenes))]
+        self.scenes = [training_scene(seed) for seed in range(len(scenes))]
 
-    def draw(self, generator: torch.Generator, batch: int) -> tuple[torch.Tensor, list[str], np.random.Generator]:
-        """Indices (batch,) of scenes, captions that leave much open, and a generator for what is to be drawn yet."""
-        indices = torch.randint(len(self.scenes), (batch,), generator=generator)
+    def draw(
+        self, generator: torch.Generator, batch: int, among: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[str], np.random.Generator]:
+        """Indices (batch,) of scenes, captions that leave much open, and a generator for what is to be drawn yet.
+
+        Args:
+            among: The indices to choose from; all by default.
+        """
+        count = len(self.scenes) if among is None else len(among)
+        indices = torch.randint(count, (batch,), generator=generator)
+        if among is not None:
+            indices = among[indices]
         rng = draw_rng(generator)
         return indices, [caption(self.scenes[i], rng, LEFT_OPEN) for i in indices], rng
 
@@ -73,26 +94,32 @@ class Base:
         return noised.loss(self.unet(**noised.inputs, **residuals).sample)
 
 
-def _controls_of_seed(seed: int) -> np.ndarray:
-    scene = Scene.random(seed)
-    pictures = np.stack([render(scene), render(replace(scene, background="plain"))])
-    return np.concatenate([255 * edge_masks(pictures).astype(np.uint8), depth(scene)[None]])
+def alone(scenes: list[Scene]) -> torch.Tensor:
+    """The indices of those with one object: what an image prompt can stand for."""
+    return torch.tensor([index for index, scene in enumerate(scenes) if scene.beside is None])
 
 
-def render_controls(path: Path, count: int) -> np.ndarray:
-    """(count, 3, 128, 128) uint8: edges of each scene, edges of its object alone, and its depth."""
-    return cached(path, "controls", in_parallel(_controls_of_seed, count), count)
+def _controls_of_seed(seed: int, size: int) -> np.ndarray:
+    scene = training_scene(seed)
+    pictures = np.stack([render(scene, size), render(replace(scene, background="plain"), size)])
+    return np.concatenate([255 * edge_masks(pictures).astype(np.uint8), depth(scene, size)[None]])
+
+
+def render_controls(work: Path, count: int, size: int) -> np.ndarray:
+    """(count, 3, size, size) uint8: each scene's edges, the edges of its objects alone, and its depth."""
+    path = work / f"controls-{count}-{size}.npy"
+    return cached(path, "controls", in_parallel(partial(_controls_of_seed, size=size), count), count)
 
 
 def _draw_controls(controls: np.ndarray, indices: torch.Tensor, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Edges and depth, each (B, 3, 128, 128) in [0, 1]; the edges of every other scene are its object's alone."""
+    """Edges and depth, each (B, 3, H, W) in [0, 1]; the edges of every other scene are its object's alone."""
     with_ground = rng.random(len(indices)) < 0.5
     edges = controls[indices.numpy(), np.where(with_ground, 0, 1)]
     chosen = edges, controls[indices.numpy(), 2]
     return [torch.from_numpy(control)[:, None].expand(-1, 3, -1, -1) / 255 for control in chosen]
 
 
-def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, batch: int = 64):
+def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, batch: int = 24):
     """A ControlNet on edges."""
     torch.manual_seed(0)
     controlnet = build_controlnet(base.unet).to(base.device).requires_grad_(True)
@@ -105,12 +132,12 @@ def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, b
         down, middle = controlnet(**noised.inputs, controlnet_cond=edges.to(base.device), return_dict=False)
         return base.steered_loss(noised, down, middle)
 
-    fit("controlnet", nn.ModuleDict({"controlnet": controlnet}), loss, steps, 5e-4, work, ema_decay=0.998)
+    fit("controlnet", nn.ModuleDict({"controlnet": controlnet}), loss, steps, 1e-3, work, ema_decay=0.998)
     controlnet.set_default_attn_processor()
     return controlnet
 
 
-def train_controlnet_union(base: Base, controlnet, controls: np.ndarray, work: Path, steps: int, batch: int = 64):
+def train_controlnet_union(base: Base, controlnet, controls: np.ndarray, work: Path, steps: int, batch: int = 24):
     """A ControlNet-Union that goes on from the ControlNet: on edges, on depth, and on both at once."""
     torch.manual_seed(0)
     union = build_controlnet_union(controlnet).to(base.device).requires_grad_(True)
@@ -132,7 +159,7 @@ def train_controlnet_union(base: Base, controlnet, controls: np.ndarray, work: P
         )
         return base.steered_loss(noised, down, middle)
 
-    fit("controlnet_union", nn.ModuleDict({"union": union}), loss, steps, 5e-4, work, ema_decay=0.998)
+    fit("controlnet_union", nn.ModuleDict({"union": union}), loss, steps, 1e-3, work, ema_decay=0.998)
     union.set_default_attn_processor()
     return union
 
@@ -153,19 +180,20 @@ def train_image_encoder(features: np.ndarray, work: Path, device: str, steps: in
     encoder = build_image_encoder().to(device)
     heads = {name: nn.Linear(encoder.config.projection_dim, len(labels)) for name, labels in LABELS.items()}
     heads = nn.ModuleDict(heads).to(device)
-    scenes = [Scene.random(seed) for seed in range(len(features))]
+    scenes = [training_scene(seed) for seed in range(len(features))]
+    singles = alone(scenes)
     targets = {
         name: torch.tensor([labels.index(getattr(scene, name)) for scene in scenes]) for name, labels in LABELS.items()
     }
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        indices = torch.randint(len(features), (batch,), generator=generator)
+        indices = singles[torch.randint(len(singles), (batch,), generator=generator)]
         pixels = torch.from_numpy(features[indices.numpy()]).float()
         pixels += 0.1 * torch.randn(pixels.shape, generator=generator)
         embeds = encoder(pixels.to(device)).image_embeds
         return sum(F.cross_entropy(heads[name](embeds).float(), targets[name][indices].to(device)) for name in LABELS)
 
-    fit("image_encoder", nn.ModuleDict({"encoder": encoder, "heads": heads}), loss, steps, 1e-3, work, ema_decay=0.995)
+    fit("image_encoder", nn.ModuleDict({"encoder": encoder, "heads": heads}), loss, steps, 2e-3, work, ema_decay=0.995)
     return encoder.eval().requires_grad_(False)
 
 
@@ -175,8 +203,8 @@ class ImagePrompts:
     def __init__(self, scenes: list[Scene]):
         self.scenes = scenes
         self.of = {(kind, colour): [] for kind in KINDS for colour in COLOURS}
-        for index, scene in enumerate(scenes):
-            self.of[scene.kind, scene.colour].append(index)
+        for index in alone(scenes).tolist():
+            self.of[scenes[index].kind, scenes[index].colour].append(index)
 
     def choose(self, index: int, words: str, rng: np.random.Generator) -> int:
         """A scene of the same colour, and of the same kind too if the caption leaves it open or in every other case.
@@ -189,21 +217,21 @@ class ImagePrompts:
         return int(rng.choice(self.of[kind, scene.colour] or [index]))
 
 
-def train_ip_adapter(base: Base, image_embeds: torch.Tensor, work: Path, steps: int, batch: int = 64) -> nn.ModuleDict:
+def train_ip_adapter(base: Base, image_embeds: torch.Tensor, work: Path, steps: int, batch: int = 24) -> nn.ModuleDict:
     """An IP-Adapter on image embeddings (count, 128) of all scenes; it fills in what the text leaves open."""
     torch.manual_seed(0)
     adapter = add_ip_adapter(base.unet, image_embeds.shape[1]).to(base.device)
-    prompts = ImagePrompts(base.scenes)
+    prompts, singles = ImagePrompts(base.scenes), alone(base.scenes)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        indices, captions, rng = base.draw(generator, batch)
+        indices, captions, rng = base.draw(generator, batch, singles)
         chosen = [prompts.choose(i, words, rng) for i, words in zip(indices.tolist(), captions, strict=True)]
         shown = torch.from_numpy(rng.random((batch, 1)) >= NO_IMAGE)
         noised = base.noise(indices, captions, generator)
         noised.inputs["added_cond_kwargs"]["image_embeds"] = [(image_embeds[chosen] * shown)[:, None].to(base.device)]
         return noised.loss(base.unet(**noised.inputs).sample)
 
-    fit("ip_adapter", adapter, loss, steps, 1e-3, work, ema_decay=0.998)
+    fit("ip_adapter", adapter, loss, steps, 2e-3, work, ema_decay=0.998)
     return adapter
 
 
@@ -233,8 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = _arguments(arguments)
     work, out, device = options.work, options.out, options.device
     work.mkdir(parents=True, exist_ok=True)
-    scenes = render_scenes(work / "scenes.npy", options.scenes)
-    controls = render_controls(work / "controls.npy", options.scenes)
+    size = AutoencoderKL.load_config(CHECKPOINT, subfolder="vae")["sample_size"]
+    scenes = render_scenes(work, options.scenes, size)
+    controls = render_controls(work, options.scenes, size)
     base = Base(scenes, work, device)
 
     controlnet = train_controlnet(base, controls, work, options.controlnet_steps)

@@ -25,8 +25,7 @@ from .flow import (
     build_flow_tokenizer,
     build_transformer,
 )
-from .scene import Scene
-from .train import caption, draw_rng, encode, fit, render_scenes
+from .train import caption, draw_rng, encode, fit, render_scenes, training_scene
 
 
 # Guidance needs a model that also knows the empty prompt.
@@ -56,40 +55,6 @@ class PlainAttention:
 def use_plain_attention(transformer) -> None:
     for layer in [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]:
         layer.attention.set_processor(PlainAttention())
-
-
-class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for all else, under one schedule."""
-
-    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], lr: float, lr_of_others: float):
-        self.parts = [
-            torch.optim.Muon(matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr_of_others, betas=(0.9, 0.99), weight_decay=0.01),
-        ]
-        super().__init__(self._groups(), {})
-
-    def _groups(self) -> list[dict]:
-        return [group for part in self.parts for group in part.param_groups]
-
-    def step(self, closure=None) -> None:
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self) -> dict:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = self._groups()  # loading has made new ones
-
-
-def muon_and_adamw(modules: nn.Module, lr: float) -> MuonAndAdamW:
-    """Muon at `lr` for what is a matrix and lies in a layer, AdamW at half of it for all else."""
-    named = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
-    in_layer = {name for name, p in named if p.ndim == 2 and (".layers." in name or "_refiner." in name)}
-    matrices, others = ([p for name, p in named if (name in in_layer) == wanted] for wanted in (True, False))
-    return MuonAndAdamW(matrices, others, lr, lr / 2)
 
 
 def as_template(tokenizer, prompts: list[str]) -> list[str]:
@@ -180,7 +145,7 @@ def flow_loss(
 
 
 def train_transformer(latents: torch.Tensor, work: Path, device: str, steps: int, batch: int, compiled: bool):
-    """The denoiser and its text encoder, trained together on captioned latents (count, 4, 16, 16)."""
+    """The denoiser and its text encoder, trained together on captioned latents (count, 4, H, W)."""
     torch.manual_seed(0)
     tokenizer = build_flow_tokenizer()
     text_encoder = build_flow_text_encoder(tokenizer).to(device)
@@ -188,7 +153,7 @@ def train_transformer(latents: torch.Tensor, work: Path, device: str, steps: int
     text_encoder.set_attn_implementation("eager")
     use_plain_attention(transformer)
     forward = torch.compile(denoise) if compiled else denoise
-    scenes = [Scene.random(seed) for seed in range(len(latents))]
+    scenes = [training_scene(seed) for seed in range(len(latents))]
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         indices = torch.randint(len(latents), (batch,), generator=generator)
@@ -199,7 +164,7 @@ def train_transformer(latents: torch.Tensor, work: Path, device: str, steps: int
         return flow_loss(lambda x, t: forward(transformer, x, t, *text), latents[indices].to(device), times, generator)
 
     modules = nn.ModuleDict({"text_encoder": text_encoder, "transformer": transformer})
-    fit("flow", modules, loss, steps, 4e-3, work, ema_decay=0.999, make_optimizer=muon_and_adamw)
+    fit("flow", modules, loss, steps, 4e-3, work, ema_decay=0.999)
     return tokenizer, text_encoder, transformer
 
 
@@ -210,7 +175,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=2_200)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--compile", action="store_true", help="compile the forward pass: nearly twice as fast")
     return parser.parse_args(arguments)
 
@@ -218,8 +183,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = _arguments(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-    scenes = render_scenes(options.work / "scenes.npy", options.scenes)
     vae = AutoencoderKL.from_pretrained(CHECKPOINT, subfolder="vae", torch_dtype=torch.float32).to(options.device)
+    scenes = render_scenes(options.work, options.scenes, vae.config.sample_size)
     latents = encode(vae, scenes, options.work / "latents-of-checkpoint.pt") * vae.config.scaling_factor
     tokenizer, text_encoder, transformer = train_transformer(
         latents, options.work, options.device, options.steps, options.batch, options.compile

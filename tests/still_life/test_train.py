@@ -9,12 +9,12 @@ from torch import nn
 
 from modular_diffdiff.still_life import train
 from modular_diffdiff.still_life.models import build_tokenizer, build_vae
-from modular_diffdiff.still_life.scene import Scene
+from modular_diffdiff.still_life.scene import Item, Scene
 
 
-def fit(work, steps: int, lose_power_at: int | None = None) -> torch.Tensor:
+def fit(work, steps: int, lose_power_at: int | None = None) -> nn.ModuleDict:
     torch.manual_seed(0)
-    model = nn.Linear(4, 4)
+    model = nn.ModuleDict({"blocks": nn.Sequential(nn.Linear(4, 8), nn.Conv1d(8, 4, 1)), "last": nn.Linear(4, 4)})
     calls = 0
 
     def loss(generator: torch.Generator) -> torch.Tensor:
@@ -23,10 +23,15 @@ def fit(work, steps: int, lose_power_at: int | None = None) -> torch.Tensor:
         if calls == lose_power_at:
             raise KeyboardInterrupt
         x = torch.randn(8, 4, generator=generator)
-        return (model(x) - x.flip(1)).square().mean()
+        return (answer(model, x) - x.flip(1)).square().mean()
 
     train.fit("toy", nn.ModuleDict({"model": model}), loss, steps, 0.1, work, ema_decay=0.9)
-    return model.weight.detach()
+    return model
+
+
+def answer(model: nn.ModuleDict, x: torch.Tensor) -> torch.Tensor:
+    linear, convolution = model["blocks"]
+    return model["last"](convolution(linear(x)[..., None])[..., 0])
 
 
 @pytest.mark.parametrize("lose_power_at", [2, 5, 6, 9])
@@ -37,12 +42,33 @@ def test_a_killed_stage_goes_on_to_where_an_unbroken_one_ends(tmp_path, monkeypa
     whole = fit(tmp_path / "whole", 10)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "broken", 10, lose_power_at)
-    assert torch.equal(fit(tmp_path / "broken", 10), whole)
+    resumed = fit(tmp_path / "broken", 10)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == ["toy.safetensors"]
 
 
 def test_a_stage_learns(tmp_path):
-    weight = fit(tmp_path, 400)
-    torch.testing.assert_close(weight, torch.eye(4).flip(1), rtol=0, atol=0.05)
+    model = fit(tmp_path, 400)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(answer(model, x), x.flip(1), rtol=0, atol=0.1)
+
+
+def test_a_step_of_muon_moves_blocks_alike_in_all_directions_and_adamw_the_rest():
+    """Muon's update of a matrix has singular values of one size; a convolution's rows are its output channels."""
+    torch.manual_seed(0)
+    modules = nn.ModuleDict({"blocks": nn.Conv2d(3, 8, 3), "last": nn.Linear(5, 8)})
+    before = {name: weight.detach().clone() for name, weight in modules.named_parameters()}
+    optimizer = train.muon_and_adamw(modules, 0.1)
+    loss = modules["blocks"](torch.randn(2, 3, 5, 5)).square().sum() + modules["last"](torch.randn(6, 5)).square().sum()
+    loss.backward()
+    optimizer.step()
+    moved = {name: weight.detach() - 0.99 * before[name] for name, weight in modules.named_parameters()}
+    values = torch.linalg.svdvals(moved["blocks.weight"].flatten(1))
+    assert values.max() < 2 * values.min()
+    # AdamW's first step is the learning rate in every element, but for the decay
+    torch.testing.assert_close(moved["last.weight"].abs(), torch.full((8, 5), 0.05), rtol=0.2, atol=0)
+    optimizer.zero_grad()
+    assert all(weight.grad is None for weight in modules.parameters())
 
 
 def test_normalizing_changes_the_latents_scale_and_no_picture():
@@ -72,6 +98,13 @@ def test_captions_leave_things_open_and_say_nothing_wrong():
     assert not any(f"a {vowel}" in caption for vowel in ("apple", "orange", "object") for caption in captions)
 
 
+def test_captions_name_both_objects_in_their_order():
+    rng = np.random.default_rng(0)
+    scene = Scene("apple", "red", "tabletop", beside=Item("cup", "orange"))
+    captions = [train.caption(scene, rng, left_open=0) for _ in range(100)]
+    assert all("a red apple and an orange cup" in caption for caption in captions if caption)
+
+
 def test_the_words_of_a_caption_are_one_token_each_and_any_text_can_be_written():
     tokenizer = build_tokenizer()
     for seed in range(50):
@@ -83,12 +116,12 @@ def test_the_words_of_a_caption_are_one_token_each_and_any_text_can_be_written()
 
 
 def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
-    steps = [f"--{stage}-steps=1" for stage in ("vae", "judge", "unet", "decoder")]
+    steps = [f"--{stage}-steps=1" for stage in ("vae", "judge", "unet")]
     outputs = [f"--out={tmp_path / 'checkpoint'}", f"--judge-out={tmp_path / 'judge.safetensors'}"]
-    arguments = [str(tmp_path / "work"), "--scenes=64", *steps, *outputs]
+    arguments = [str(tmp_path / "work"), "--scenes=32", *steps, *outputs]
     train.main(arguments)
     pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "checkpoint", torch_dtype=torch.float32)
-    assert pipe("an apple", height=128, width=128, num_inference_steps=1).images[0].size == (128, 128)
+    assert pipe("an apple", num_inference_steps=1).images[0].size == (train.SIZE, train.SIZE)
     assert load_file(tmp_path / "judge.safetensors")
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
     train.main(arguments)
