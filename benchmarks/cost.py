@@ -209,7 +209,8 @@ def report(community_path: Path | None) -> list[str]:
         "",
         f"Measured by `python -m benchmarks.cost` on a CPU ({platform.machine()}, {torch.get_num_threads()} threads);",
         f"{packages}.",
-        f"The embedded checkpoint, 128 x 128 pixels, float32. Medians of {REPEATS} turns, of both and of their ratio.",
+        f"The embedded checkpoint, {SIZE} x {SIZE} pixels, float32.",
+        f"Medians of {REPEATS} turns, of both and of their ratio.",
         "",
         "| what | ours | the other | ratio |",
         "|---|---|---|---|",
@@ -247,7 +248,7 @@ def report(community_path: Path | None) -> list[str]:
         "| a box of 64 x 64 changes, with `padding_map_crop=32`, in | peak memory of the process |",
         "|---|---|",
     ]
-    for width, height in ((128, 128), (4000, 3000)):
+    for width, height in ((SIZE, SIZE), (4000, 3000)):
         lines.append(f"| {width} x {height} pixels | {peak_memory(height, width, 32):.0f} MB |")
     lines += ["", "| waits for the accelerator, a step | |", "|---|---|"]
     for name, run in {"ours": plain, **rivals}.items():

@@ -424,10 +424,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--judge-out", type=Path, default=WEIGHTS, help="where the judge is saved (default: %(default)s)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scenes", type=int, default=20_000)
-    parser.add_argument("--vae-steps", type=int, default=4_000)
+    parser.add_argument("--scenes", type=int, default=8_000)
+    parser.add_argument("--vae-steps", type=int, default=2_200)
     parser.add_argument("--judge-steps", type=int, default=1_500)
-    parser.add_argument("--unet-steps", type=int, default=8_000)
+    parser.add_argument("--unet-steps", type=int, default=2_700)
     return parser.parse_args(arguments)
 
 

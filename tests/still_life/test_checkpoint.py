@@ -51,7 +51,7 @@ def test_it_has_sdxls_parts(text_to_image):
     assert text_to_image.vae_scale_factor == 8
     assert text_to_image.vae.config.latent_channels == 4
     assert text_to_image.unet.config.addition_embed_type == "text_time"
-    assert text_to_image.unet.config.sample_size == 16
+    assert text_to_image.unet.config.sample_size == SIZE // 8
     assert type(text_to_image.scheduler).__name__ == "EulerDiscreteScheduler"
     assert type(text_to_image.text_encoder_2).__name__ == "CLIPTextModelWithProjection"
 

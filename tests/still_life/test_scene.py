@@ -55,9 +55,9 @@ def test_an_object_moves_with_its_position():
 def test_the_lit_side_is_bright_and_the_shadow_falls_to_the_other():
     for light, bright, dark in ((-1.0, slice(30, 60), slice(68, 98)), (1.0, slice(68, 98), slice(30, 60))):
         scene = Scene("apple", "white", "plain", position=(0.5, 0.5), light=light)
-        grey = render(scene).mean(-1)
+        grey = render(scene, 128).mean(-1)
         assert grey[55:75, bright].mean() > grey[55:75, dark].mean() + 20  # the object
-        ground = render(dataclasses.replace(scene, kind="bottle")).mean(-1)
+        ground = render(dataclasses.replace(scene, kind="bottle"), 128).mean(-1)
         assert ground[100:106, dark].mean() < ground[100:106, bright].mean() - 10  # the shadow
 
 
