@@ -249,7 +249,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path(COMPANIONS), help="where they are saved (default: %(default)s)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--scenes", type=int, default=8_000)
     parser.add_argument("--image-encoder-steps", type=int, default=2_000)
     parser.add_argument("--controlnet-steps", type=int, default=1_500)
     parser.add_argument("--union-steps", type=int, default=800)

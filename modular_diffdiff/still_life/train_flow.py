@@ -173,7 +173,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("work", type=Path, help="folder for scenes and checkpoints; the same folder resumes")
     parser.add_argument("--out", default=FLOW_CHECKPOINT, help="where the pipeline is saved (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--scenes", type=int, default=8_000)
     parser.add_argument("--steps", type=int, default=2_200)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--compile", action="store_true", help="compile the forward pass: nearly twice as fast")
