@@ -1,4 +1,4 @@
-"""What the benchmark of the embedded checkpoint measures with, on pictures of which the answer is known."""
+"""The measures of the embedded checkpoint's benchmark, on pictures whose answer is known."""
 
 import numpy as np
 import pytest
