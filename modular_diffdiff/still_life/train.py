@@ -426,7 +426,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=8_000)
     parser.add_argument("--vae-steps", type=int, default=2_200)
-    parser.add_argument("--judge-steps", type=int, default=1_500)
+    parser.add_argument("--judge-steps", type=int, default=1_200)
     parser.add_argument("--unet-steps", type=int, default=2_700)
     return parser.parse_args(arguments)
 
