@@ -3,13 +3,14 @@
     python -m modular_diffdiff.still_life.train WORK_DIR
 
 Every stage keeps its state in WORK_DIR and can be killed at any point: the same command goes on from the last
-checkpoint, and as each step draws from a generator seeded by its number, it ends where an unbroken run ends.
+checkpoint, and as each step draws from a generator seeded by its stage and number, it ends where an unbroken run ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -154,7 +155,7 @@ def fit(
     Args:
         name: Of the stage: its state is kept in `work`/name.pt until it has ended, its weights in name.safetensors
             from then on.
-        loss: Takes a CPU generator, seeded by the step, from which it must draw everything random.
+        loss: Takes a CPU generator, seeded by the stage and the step, from which it must draw everything random.
         lr: The highest learning rate, of Muon; that of AdamW is half of it.
     """
     ended = work / f"{name}.safetensors"
@@ -197,7 +198,7 @@ def _minimise(
     with tqdm(range(start, steps), name, initial=start, total=steps, miniters=20) as bar:
         for step in bar:
             with torch.autocast(device, torch.bfloat16, enabled=mixed):
-                value = loss(torch.Generator().manual_seed(step))
+                value = loss(torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode())))
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -354,8 +355,12 @@ def draw_rng(generator: torch.Generator) -> np.random.Generator:
     return np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
 
 
-def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch: int = 24):
-    """The denoiser and both text encoders, trained together on captioned latents (count, 4, H, W)."""
+def train_unet(latents: torch.Tensor, work: Path, device: str, cycles: list[int], batch: int = 24):
+    """The denoiser and both text encoders, trained together on captioned latents (count, 4, H, W).
+
+    Args:
+        cycles: The steps of each cycle, which begins at half the learning rate of the one before.
+    """
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     text_encoder, text_encoder_2 = build_text_encoders(tokenizer)
@@ -371,7 +376,8 @@ def train_unet(latents: torch.Tensor, work: Path, device: str, steps: int, batch
         noised = noise_latents(latents[indices], captions, tokenizer, text_encoder, text_encoder_2, generator)
         return noised.loss(unet(**noised.inputs).sample)
 
-    fit("unet", modules, loss, steps, 3e-3, work, ema_decay=0.998)
+    for cycle, steps in enumerate(cycles):
+        fit(f"unet-{cycle}", modules, loss, steps, 3e-3 / 2**cycle, work, ema_decay=0.998)
     unet.set_default_attn_processor()
     return tokenizer, text_encoder, text_encoder_2, unet
 
@@ -427,7 +433,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=8_000)
     parser.add_argument("--vae-steps", type=int, default=2_200)
     parser.add_argument("--judge-steps", type=int, default=1_200)
-    parser.add_argument("--unet-steps", type=int, default=2_700)
+    parser.add_argument("--unet-steps", type=int, nargs="+", default=[2_700, 1_500], help="of each cycle")
     return parser.parse_args(arguments)
 
 
