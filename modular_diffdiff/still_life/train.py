@@ -433,7 +433,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=8_000)
     parser.add_argument("--vae-steps", type=int, default=2_200)
     parser.add_argument("--judge-steps", type=int, default=1_200)
-    parser.add_argument("--unet-steps", type=int, nargs="+", default=[2_700, 1_500], help="of each cycle")
+    parser.add_argument("--unet-steps", type=int, nargs="+", default=[2_700, 1_500, 700], help="of each cycle")
     return parser.parse_args(arguments)
 
 
