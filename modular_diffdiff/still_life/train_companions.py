@@ -132,7 +132,7 @@ def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, b
         down, middle = controlnet(**noised.inputs, controlnet_cond=edges.to(base.device), return_dict=False)
         return base.steered_loss(noised, down, middle)
 
-    fit("controlnet", nn.ModuleDict({"controlnet": controlnet}), loss, steps, 1e-3, work, ema_decay=0.998)
+    fit("controlnet", nn.ModuleDict({"controlnet": controlnet}), loss, steps, 2e-3, work, ema_decay=0.998)
     controlnet.set_default_attn_processor()
     return controlnet
 
@@ -159,7 +159,7 @@ def train_controlnet_union(base: Base, controlnet, controls: np.ndarray, work: P
         )
         return base.steered_loss(noised, down, middle)
 
-    fit("controlnet_union", nn.ModuleDict({"union": union}), loss, steps, 1e-3, work, ema_decay=0.998)
+    fit("controlnet_union", nn.ModuleDict({"union": union}), loss, steps, 2e-3, work, ema_decay=0.998)
     union.set_default_attn_processor()
     return union
 
@@ -250,10 +250,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=8_000)
-    parser.add_argument("--image-encoder-steps", type=int, default=2_000)
-    parser.add_argument("--controlnet-steps", type=int, default=1_500)
-    parser.add_argument("--union-steps", type=int, default=800)
-    parser.add_argument("--ip-adapter-steps", type=int, default=6_000)
+    parser.add_argument("--image-encoder-steps", type=int, default=800)
+    parser.add_argument("--controlnet-steps", type=int, default=800)
+    parser.add_argument("--union-steps", type=int, default=450)
+    parser.add_argument("--ip-adapter-steps", type=int, default=1_100)
     return parser.parse_args(arguments)
 
 
