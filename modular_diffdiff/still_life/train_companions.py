@@ -253,7 +253,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-encoder-steps", type=int, default=800)
     parser.add_argument("--controlnet-steps", type=int, default=800)
     parser.add_argument("--union-steps", type=int, default=450)
-    parser.add_argument("--ip-adapter-steps", type=int, default=1_100)
+    parser.add_argument("--ip-adapter-steps", type=int, default=1_300)
     return parser.parse_args(arguments)
 
 
