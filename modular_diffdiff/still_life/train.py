@@ -9,10 +9,11 @@ checkpoint, and as each step draws from a generator seeded by its stage and numb
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +33,7 @@ from tqdm.auto import tqdm
 from . import CHECKPOINT
 from .judge import LABELS, SEEN, WEIGHTS, Judge, Reading, shrink
 from .models import build_scheduler, build_text_encoders, build_tokenizer, build_unet, build_vae
-from .scene import BACKGROUNDS, Item, Scene, render
+from .scene import BACKGROUNDS, COLOURS, KINDS, Item, Scene, render
 
 
 SAVE_EVERY = 200
@@ -75,6 +76,27 @@ def render_scenes(work: Path, count: int, size: int) -> np.ndarray:
     """(count, size, size, 3) uint8 scenes of the seeds 0 to count - 1, cached in `work`."""
     path = work / f"scenes-{count}-{size}.npy"
     return cached(path, "scenes", in_parallel(partial(_render_seed, size=size), count), count)
+
+
+def original_of(seed: int) -> Scene:
+    """What an edit towards the training scene of this seed could start from.
+
+    Another kind in another colour stands in the place of its first object; ground, light and all else are the same.
+    """
+    scene, rng = training_scene(seed), np.random.default_rng(seed)
+    kind = rng.choice([kind for kind in KINDS if kind != scene.kind])
+    colour = rng.choice([colour for colour in COLOURS if colour != scene.colour])
+    return replace(scene, kind=str(kind), colour=str(colour))
+
+
+def _render_original(seed: int, size: int) -> np.ndarray:
+    return render(original_of(seed), size)
+
+
+def render_originals(work: Path, count: int, size: int) -> np.ndarray:
+    """(count, size, size, 3) uint8 pictures of `original_of` the seeds 0 to count - 1, cached in `work`."""
+    path = work / f"originals-{count}-{size}.npy"
+    return cached(path, "originals", in_parallel(partial(_render_original, size=size), count), count)
 
 
 def _pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
@@ -311,19 +333,45 @@ class Noised:
 
     Attributes:
         inputs: The arguments of a UNet's `forward`, which a ControlNet takes too.
+        counts: (H, W), where the prediction matters.
     """
 
     inputs: dict[str, Any]
     velocity: torch.Tensor
+    counts: torch.Tensor
 
     def loss(self, predicted: torch.Tensor) -> torch.Tensor:
-        return F.mse_loss(predicted.float(), self.velocity)
+        return (predicted.float() - self.velocity)[..., self.counts].square().mean()
+
+
+def _draw_part(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """(H, W): all of a picture in every other case, else what lies on one side of a line across its middle half."""
+    counts = torch.ones(shape, dtype=torch.bool)
+    partly, axis, side = torch.randint(2, (3,), generator=generator).tolist()
+    length = shape[axis]
+    cut = torch.randint(length // 4, 3 * length // 4 + 1, (1,), generator=generator).item()
+    if partly:
+        away = (0, cut) if side else (cut, length - cut)
+        counts.narrow(axis, *away).fill_(False)
+    return counts
 
 
 def noise_latents(
-    x0: torch.Tensor, captions: list[str], tokenizer, text_encoder, text_encoder_2, generator: torch.Generator
+    x0: torch.Tensor,
+    originals: torch.Tensor,
+    captions: list[str],
+    tokenizer,
+    text_encoder,
+    text_encoder_2,
+    generator: torch.Generator,
 ) -> Noised:
-    """Noises latents (B, 4, H, W) at random timesteps, and encodes their captions, some of them as no prompt."""
+    """Noises latents (B, 4, H, W) at random timesteps, and encodes their captions, some of them as no prompt.
+
+    In every other case a part of the originals stands beside what counts, as it does in an edit. A model that has only
+    seen whole scenes goes on with what stands there, whatever the prompt says.
+    """
+    counts = _draw_part(x0.shape[2:], generator)
+    x0 = torch.where(counts, x0, originals)
     noising = DDPMScheduler.from_config(build_scheduler().config)
     device = text_encoder.device
     tokens = tokenizer(
@@ -347,7 +395,7 @@ def noise_latents(
         "encoder_hidden_states": prompt_embeds * prompted[:, None, None],
         "added_cond_kwargs": {"text_embeds": second.text_embeds * prompted[:, None], "time_ids": time_ids},
     }
-    return Noised(inputs, noising.get_velocity(x0, noise, timesteps))
+    return Noised(inputs, noising.get_velocity(x0, noise, timesteps), counts.to(device))
 
 
 def draw_rng(generator: torch.Generator) -> np.random.Generator:
@@ -355,12 +403,14 @@ def draw_rng(generator: torch.Generator) -> np.random.Generator:
     return np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
 
 
-def train_unet(latents: torch.Tensor, work: Path, device: str, cycles: list[int], batch: int = 24):
-    """The denoiser and both text encoders, trained together on captioned latents (count, 4, H, W).
+def train_unet(latents: torch.Tensor, originals: torch.Tensor, work: Path, device: str, cycles: list[int], batch: int):
+    """The denoiser and both text encoders, trained together on captioned latents (count, 4, H, W) and their originals.
 
     Args:
         cycles: The steps of each cycle, which begins at half the learning rate of the one before.
+        batch: Latents a step; the learning rate grows with its square root (Malladi et al., arXiv 2205.10287).
     """
+    lr = 3e-3 * math.sqrt(batch / 24)
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     text_encoder, text_encoder_2 = build_text_encoders(tokenizer)
@@ -373,11 +423,12 @@ def train_unet(latents: torch.Tensor, work: Path, device: str, cycles: list[int]
         indices = torch.randint(len(latents), (batch,), generator=generator)
         rng = draw_rng(generator)
         captions = [caption(scenes[i], rng) for i in indices]
-        noised = noise_latents(latents[indices], captions, tokenizer, text_encoder, text_encoder_2, generator)
+        pictures = latents[indices], originals[indices]
+        noised = noise_latents(*pictures, captions, tokenizer, text_encoder, text_encoder_2, generator)
         return noised.loss(unet(**noised.inputs).sample)
 
     for cycle, steps in enumerate(cycles):
-        fit(f"unet-{cycle}", modules, loss, steps, 3e-3 / 2**cycle, work, ema_decay=0.998)
+        fit(f"unet-{cycle}", modules, loss, steps, lr / 2**cycle, work, ema_decay=0.998)
     unet.set_default_attn_processor()
     return tokenizer, text_encoder, text_encoder_2, unet
 
@@ -434,6 +485,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vae-steps", type=int, default=2_200)
     parser.add_argument("--judge-steps", type=int, default=1_200)
     parser.add_argument("--unet-steps", type=int, nargs="+", default=[2_700, 1_500, 700], help="of each cycle")
+    parser.add_argument(
+        "--unet-batch", type=int, default=24, help="scenes a step, in cycles that have not ended (default: %(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -447,7 +501,11 @@ def main(arguments: list[str] | None = None) -> None:
     judge = train_judge(scenes, work, device, options.judge_steps).half().cpu()
     save_file(judge.state_dict(), options.judge_out)
     latents = normalize_latents(vae, encode(vae, scenes, work / "latents.pt"))
-    tokenizer, text_encoder, text_encoder_2, unet = train_unet(latents, work, device, options.unet_steps)
+    originals = encode(vae, render_originals(work, options.scenes, SIZE), work / "latents-of-originals.pt")
+    originals *= vae.config.scaling_factor
+    tokenizer, text_encoder, text_encoder_2, unet = train_unet(
+        latents, originals, work, device, options.unet_steps, options.unet_batch
+    )
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=text_encoder,

@@ -44,6 +44,7 @@ from .train import (
     fit,
     in_parallel,
     noise_latents,
+    render_originals,
     render_scenes,
     training_scene,
 )
@@ -53,21 +54,22 @@ from .train import (
 LEFT_OPEN = 0.5
 NO_IMAGE = 0.1
 # A scale of 1 shall be enough for a part of a picture, whose rest speaks for something else.
-VALUE_GAIN = 1.5
+VALUE_GAIN = 1.2
 
 
 class Base:
-    """The base checkpoint, frozen, and the latents (count, 4, H, W) that it gives the scenes."""
+    """The base checkpoint, frozen, and the latents (count, 4, H, W) that it gives scenes and their originals."""
 
-    def __init__(self, scenes: np.ndarray, work: Path, device: str):
+    def __init__(self, scenes: np.ndarray, originals: np.ndarray, work: Path, device: str):
         pipeline = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32).to(device)
         for name in ("vae", "text_encoder", "text_encoder_2", "unet"):
             getattr(pipeline, name).requires_grad_(False)
         self.unet, self.device = pipeline.unet, device
         self.unet.set_attn_processor(AttnProcessor())  # its backward pass is the fastest on a CPU
         self.text = pipeline.tokenizer, pipeline.text_encoder, pipeline.text_encoder_2
-        latents = encode(pipeline.vae, scenes, work / "latents-of-checkpoint.pt")
-        self.latents = latents * pipeline.vae.config.scaling_factor
+        scale = pipeline.vae.config.scaling_factor
+        self.latents = encode(pipeline.vae, scenes, work / "latents-of-checkpoint.pt") * scale
+        self.originals = encode(pipeline.vae, originals, work / "originals-of-checkpoint.pt") * scale
         self.scenes = [training_scene(seed) for seed in range(len(scenes))]
 
     def draw(
@@ -86,7 +88,7 @@ class Base:
         return indices, [caption(self.scenes[i], rng, LEFT_OPEN) for i in indices], rng
 
     def noise(self, indices: torch.Tensor, captions: list[str], generator: torch.Generator) -> Noised:
-        return noise_latents(self.latents[indices], captions, *self.text, generator)
+        return noise_latents(self.latents[indices], self.originals[indices], captions, *self.text, generator)
 
     def steered_loss(self, noised: Noised, down: list[torch.Tensor], middle: torch.Tensor) -> torch.Tensor:
         """The UNet's, with a ControlNet's residuals added to its down and middle blocks."""
@@ -119,7 +121,7 @@ def _draw_controls(controls: np.ndarray, indices: torch.Tensor, rng: np.random.G
     return [torch.from_numpy(control)[:, None].expand(-1, 3, -1, -1) / 255 for control in chosen]
 
 
-def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, batch: int = 24):
+def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, batch: int):
     """A ControlNet on edges."""
     torch.manual_seed(0)
     controlnet = build_controlnet(base.unet).to(base.device).requires_grad_(True)
@@ -137,7 +139,7 @@ def train_controlnet(base: Base, controls: np.ndarray, work: Path, steps: int, b
     return controlnet
 
 
-def train_controlnet_union(base: Base, controlnet, controls: np.ndarray, work: Path, steps: int, batch: int = 24):
+def train_controlnet_union(base: Base, controlnet, controls: np.ndarray, work: Path, steps: int, batch: int):
     """A ControlNet-Union that goes on from the ControlNet: on edges, on depth, and on both at once."""
     torch.manual_seed(0)
     union = build_controlnet_union(controlnet).to(base.device).requires_grad_(True)
@@ -217,7 +219,7 @@ class ImagePrompts:
         return int(rng.choice(self.of[kind, scene.colour] or [index]))
 
 
-def train_ip_adapter(base: Base, image_embeds: torch.Tensor, work: Path, steps: int, batch: int = 24) -> nn.ModuleDict:
+def train_ip_adapter(base: Base, image_embeds: torch.Tensor, work: Path, steps: int, batch: int) -> nn.ModuleDict:
     """An IP-Adapter on image embeddings (count, 128) of all scenes; it fills in what the text leaves open."""
     torch.manual_seed(0)
     adapter = add_ip_adapter(base.unet, image_embeds.shape[1]).to(base.device)
@@ -254,6 +256,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--controlnet-steps", type=int, default=800)
     parser.add_argument("--union-steps", type=int, default=450)
     parser.add_argument("--ip-adapter-steps", type=int, default=1_300)
+    parser.add_argument("--batch", type=int, default=24, help="scenes a step, but for the image encoder")
     return parser.parse_args(arguments)
 
 
@@ -264,18 +267,18 @@ def main(arguments: list[str] | None = None) -> None:
     size = AutoencoderKL.load_config(CHECKPOINT, subfolder="vae")["sample_size"]
     scenes = render_scenes(work, options.scenes, size)
     controls = render_controls(work, options.scenes, size)
-    base = Base(scenes, work, device)
+    base = Base(scenes, render_originals(work, options.scenes, size), work, device)
 
-    controlnet = train_controlnet(base, controls, work, options.controlnet_steps)
+    controlnet = train_controlnet(base, controls, work, options.controlnet_steps, options.batch)
     controlnet.half().save_pretrained(out / "controlnet")
-    union = train_controlnet_union(base, controlnet.float(), controls, work, options.union_steps)
+    union = train_controlnet_union(base, controlnet.float(), controls, work, options.union_steps, options.batch)
     union.half().save_pretrained(out / "controlnet_union")
 
     feature_extractor = build_feature_extractor()
     features = extract_features(feature_extractor, scenes, work / "features.npy")
     encoder = train_image_encoder(features, work, device, options.image_encoder_steps)
     image_embeds = embed(encoder, features)
-    adapter = train_ip_adapter(base, image_embeds, work, options.ip_adapter_steps)
+    adapter = train_ip_adapter(base, image_embeds, work, options.ip_adapter_steps, options.batch)
     folder = out / "ip_adapter"
     encoder.half().save_pretrained(folder / "image_encoder")
     feature_extractor.save_pretrained(folder / "feature_extractor")

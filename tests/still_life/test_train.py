@@ -9,7 +9,7 @@ from torch import nn
 
 from modular_diffdiff.still_life import train
 from modular_diffdiff.still_life.models import build_tokenizer, build_vae
-from modular_diffdiff.still_life.scene import Item, Scene
+from modular_diffdiff.still_life.scene import Item, Scene, render
 
 
 def fit(work, steps: int, lose_power_at: int | None = None) -> nn.ModuleDict:
@@ -84,6 +84,16 @@ def test_normalizing_changes_the_latents_scale_and_no_picture():
         torch.testing.assert_close(vae.decode(after).sample, pictures, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
     torch.testing.assert_close(normalized.std((0, 2, 3)), torch.ones(4), rtol=0, atol=1e-4)
+
+
+def test_an_original_has_another_object_on_the_same_ground():
+    for seed in range(20):
+        scene, original = train.training_scene(seed), train.original_of(seed)
+        assert scene.kind != original.kind
+        assert scene.colour != original.colour
+        assert (scene.background, scene.beside) == (original.background, original.beside)
+        corners = [render(one, 64)[:6, [0, 1, 2, -3, -2, -1]] for one in (scene, original)]
+        np.testing.assert_array_equal(*corners)
 
 
 def test_captions_leave_things_open_and_say_nothing_wrong():

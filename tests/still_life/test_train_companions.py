@@ -60,6 +60,21 @@ def test_an_adapters_file_puts_it_into_another_unet():
     assert relative(expected, unet()(**arguments()).sample) > 1e-3
 
 
+def test_in_every_other_step_a_part_of_the_original_stands_beside_what_counts(tmp_path):
+    scenes = np.zeros((2, 64, 64, 3), np.uint8)
+    base = train_companions.Base(scenes, scenes, tmp_path, "cpu")
+    far = torch.full((2, 4, 32, 32), 1000.0)  # so far apart that noise changes no sign
+    base.latents, base.originals = far, -far
+    shares = []
+    for seed in range(60):
+        noised = base.noise(torch.tensor([0, 1]), ["an apple", "a pear"], seeded(seed))
+        assert torch.equal(noised.inputs["sample"] > 0, noised.counts.expand(2, 4, -1, -1))
+        assert noised.loss(torch.where(noised.counts, noised.velocity, 0)) == 0
+        shares.append(noised.counts.float().mean().item())
+    assert 0.3 < shares.count(1) / len(shares) < 0.7
+    assert 0.25 <= min(shares) < 0.4
+
+
 def test_an_image_prompt_shares_what_the_caption_leaves_open():
     scenes = [Scene.random(seed) for seed in range(2000)]
     prompts, rng = ImagePrompts(scenes), np.random.default_rng(0)
