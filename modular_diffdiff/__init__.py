@@ -25,6 +25,7 @@ _MODULES = {
     "Placement": "blocks.diffdiff_placement",
     "DiffDiffCheckInputsStep": "blocks.diffdiff_checks",
     "DiffDiffCheckNoMapStep": "blocks.diffdiff_checks",
+    "DiffDiffShapeMapStep": "blocks.diffdiff_shape",
     "DiffDiffReadMapStep": "blocks.diffdiff_placement",
     "DiffDiffCropToChangeStep": "blocks.diffdiff_placement",
     "DiffDiffFitStep": "blocks.diffdiff_fit",

@@ -208,6 +208,29 @@ def edit(
         typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
     ] = None,
     invert_map: Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")] = False,
+    grow: Annotated[
+        float,
+        typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks."),
+    ] = 0.0,
+    feather: Annotated[
+        float,
+        typer.Option(metavar="PX", help="Soften the map's edges by a Gaussian of this standard deviation, in pixels."),
+    ] = 0.0,
+    seam: Annotated[
+        Literal["across", "inside", "outside"],
+        typer.Option(help="Where --feather puts the soft edge: across the map's own, inside what changes, or outside."),
+    ] = "across",
+    levels: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="BLACK WHITE", help="Greys of the map from 0 to 1 that become black, and white."),
+    ] = (0.0, 1.0),
+    gamma: Annotated[
+        float, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they are brighter and keep more.")
+    ] = 1.0,
+    limits: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LEAST MOST", help="How strongly, from 0 to 1, anything that changes at all may change."),
+    ] = (0.0, 1.0),
     strength: Annotated[
         float,
         typer.Option(
@@ -324,7 +347,9 @@ def edit(
         asked = editing.Edit(
             *(prompt, negative, steps, guidance_scale, invert_map, strength, overlay, crop),
             *(control_mode, control_scale),
+            *(levels, gamma, grow, feather, seam, limits),
         )
+        editing.check_shaping(asked)
         with editing.quiet_libraries():
             editing.check_pictures(pictures, asked)
             chosen = loading.choose_device(loading.find_family(chosen))

@@ -43,6 +43,12 @@ _ARGUMENTS = {
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance-scale",
     "invert_diffdiff_map": "--invert-map",
+    "map_levels": "--levels",
+    "map_gamma": "--gamma",
+    "map_grow": "--grow",
+    "map_feather": "--feather",
+    "map_seam": "--seam",
+    "map_limits": "--limits",
     "strength": "--strength",
     "overlay": "--overlay",
     "padding_map_crop": "--crop",
@@ -100,6 +106,8 @@ class Edit:
         crop: Padding in pixels around the box that changes, to which the edit is cut; None for the whole picture.
         control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
         control_scale: How much the control image counts, 0 for nothing; None without one.
+        map_levels, map_gamma, map_grow, map_feather, map_seam, map_limits: How the map is shaped, as
+            `diffdiff_shape.shape` takes it.
     """
 
     prompt: str
@@ -112,6 +120,16 @@ class Edit:
     crop: int | None = None
     control_mode: int | None = None
     control_scale: float | None = None
+    map_levels: tuple[float, float] = (0.0, 1.0)
+    map_gamma: float = 1.0
+    map_grow: float = 0.0
+    map_feather: float = 0.0
+    map_seam: str = "across"
+    map_limits: tuple[float, float] = (0.0, 1.0)
+
+    def shaping(self) -> dict[str, Any]:
+        """The inputs that shape the map."""
+        return {name: value for name, value in asdict(self).items() if name.startswith("map_")}
 
 
 def file_name(location: str) -> str:
@@ -280,6 +298,19 @@ def quiet_libraries() -> Iterator[None]:
                     library.enable_progress_bar()
 
 
+def check_shaping(edit: Edit) -> None:
+    """Refuses what no map can be shaped by.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    from .blocks.diffdiff_docs import KINDS
+
+    for name, value in edit.shaping().items():
+        if not KINDS[name].accepts(value):
+            raise UserError(f"{_ARGUMENTS[name]} is {value!r}; it takes {KINDS[name].takes}.")
+
+
 def check_pictures(pictures: Pictures, edit: Edit) -> None:
     """Refuses pictures that would lose what matters, and warns of what is changed about them, before a model is loaded.
 
@@ -397,6 +428,7 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
             image=pictures.image.pixels,
             diffdiff_map=pictures.map.pixels,
             invert_diffdiff_map=edit.invert_map,
+            **edit.shaping(),
             strength=edit.strength,
             overlay=edit.overlay,
             padding_map_crop=edit.crop,

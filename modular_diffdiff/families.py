@@ -27,6 +27,7 @@ from .blocks.diffdiff_placement import Placement
 from .blocks.diffdiff_prepare import DiffDiffPrepareStep
 from .blocks.diffdiff_refusals import BadInputError
 from .blocks.diffdiff_saving import save_code
+from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 from .blocks.diffdiff_trajectory import noise_levels
 
 

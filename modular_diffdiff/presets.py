@@ -40,6 +40,7 @@ from .blocks.diffdiff_sdxl import (
     SDXLDiffDiffSetTimestepsStep,
 )
 from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffCheckInputsStep
+from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 from .blocks.diffdiff_trajectory import noise_levels
 
 
@@ -81,8 +82,10 @@ DIFFDIFF_BLOCKS["denoise"] = SDXLDiffDiffDenoiseLoop
 # What belongs to a prompt stays with it, and the run starts where the map first releases something.
 DIFFDIFF_BLOCKS["input"] = SDXLDiffDiffInputStep
 insert_before(DIFFDIFF_BLOCKS, "prepare_add_cond", "skip_frozen", DiffDiffSkipFrozenStep)
-# In front, as for every family: bad input is refused, the map read, and pictures of any size and number brought along.
+# In front, as for every family: bad input is refused, the map shaped and read, and pictures of any size and number
+# brought along.
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "check_inputs", SDXLDiffDiffCheckInputsStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "shape_map", DiffDiffShapeMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "read_map", DiffDiffReadMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "crop_to_change", DiffDiffCropToChangeStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "fit", SDXLDiffDiffFitStep)

@@ -118,13 +118,31 @@ def test_the_same_command_writes_the_same_file(edit):
 
 def test_a_file_tells_how_to_make_it_again(edit, run):
     changed = ("--negative", "a red apple", "--guidance-scale", 3, "--strength", 0.8, "--overlay", "--crop", 2)
-    edit("--seed", 5, *changed, "--invert-map", "--out", "a.png")
+    shaped = (
+        "--levels",
+        0.1,
+        0.9,
+        "--gamma",
+        0.5,
+        "--grow",
+        -2,
+        "--feather",
+        1.5,
+        "--seam",
+        "inside",
+        "--limits",
+        0,
+        0.9,
+    )
+    edit("--seed", 5, *changed, *shaped, "--limits", 0, 0.9, "--invert-map", "--out", "a.png")
     told = settings("a.png")
     run(
         *("edit", told["image"]["name"], told["map"]["name"], told["prompt"], "--negative", told["negative_prompt"]),
         *("--model", told["model"], "--steps", told["steps"], "--guidance-scale", told["guidance_scale"]),
         *("--seed", told["seed"], "--device", told["device"], "--dtype", told["dtype"], "--out", "b.png"),
-        *("--strength", told["strength"], "--crop", told["crop"]),
+        *("--strength", told["strength"], "--crop", told["crop"], "--levels", *told["map_levels"]),
+        *("--gamma", told["map_gamma"], "--grow", told["map_grow"], "--feather", told["map_feather"]),
+        *("--seam", told["map_seam"], "--limits", *told["map_limits"]),
         *(["--invert-map"] if told["invert_map"] else []),
         *(["--overlay"] if told["overlay"] else []),
     )
@@ -748,6 +766,26 @@ def test_offloading_needs_an_accelerator(edit):
 )
 def test_values_out_of_range_are_a_mistake(edit, options):
     assert options[0] in edit(*options, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "options", [("--grow", "nan"), ("--feather", -1), ("--levels", 0.9, 0.1), ("--gamma", 0), ("--limits", 0, 2)]
+)
+def test_no_map_is_shaped_by_what_makes_no_sense(edit, options):
+    line = the_line_of(edit(*options, code=2))
+    assert f"{options[0]} is " in line
+    assert "it takes" in line
+
+
+def test_a_shaped_map_is_the_map_shaped_by_hand(edit):
+    values = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    values[:, 30:] = 0
+    Image.fromarray(values).save("map.png")
+    edit("--seed", 5, "--grow", 10, "--out", "a.png")
+    values[:, 20:] = 0
+    Image.fromarray(values).save("map.png")
+    edit("--seed", 5, "--out", "b.png")
+    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
 
 
 def test_a_file_is_replaced_only_when_told(edit):

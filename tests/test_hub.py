@@ -243,7 +243,7 @@ def test_the_schema_from_the_hub_has_type_default_and_sentence_for_every_input(h
     assert len(numbers) > 15
     for entry in numbers:
         if entry["name"] not in ("guidance_scale", "conditioning_scale"):  # not taken, and made by a block
-            assert re.search(r"[\[(]-?\d+, \d+[\])]|from \d+ to \d+", entry["description"]), entry
+            assert re.search(r"[\[(]-?\d+(\.\d+)?, \d+[\])]|from \d+ to \d+", entry["description"]), entry
 
 
 # Families

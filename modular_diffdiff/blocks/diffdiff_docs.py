@@ -24,6 +24,12 @@ DEFAULTS: dict[str, Any] = {
     "diffdiff_schedule": "step",
     "overlay_feather": 0,
     "allow_paths": True,
+    "map_levels": (0.0, 1.0),
+    "map_gamma": 1.0,
+    "map_grow": 0.0,
+    "map_feather": 0.0,
+    "map_seam": "across",
+    "map_limits": (0.0, 1.0),
 }
 # What values are taken, by name.
 KINDS: dict[str, diffdiff_kinds.Kind] = {}
@@ -110,6 +116,34 @@ _describe(
     ),
     diffdiff_map="The change map, or one for each image: white (1) keeps the original, black (0) lets everything "
     "change, grey (g) lets change begin after the share g of the steps.",
+)
+_describe(
+    diffdiff_kinds.span("two numbers in [0, 1], black below white by 0.001 or more", 0.001),
+    map_levels="(black, white): greys of the map up to `black` become black, from `white` on white, and those between "
+    "are stretched.",
+)
+_describe(
+    diffdiff_kinds.number(0.01, 100),
+    map_gamma="Gamma of the map's greys, after `map_levels`: above 1 they are brighter and keep more, below 1 darker.",
+)
+_describe(
+    diffdiff_kinds.number(-diffdiff_kinds.MOST, diffdiff_kinds.MOST),
+    map_grow="By how many pixels of the image what changes grows on every side; below 0 it shrinks.",
+)
+_describe(
+    diffdiff_kinds.number(0, diffdiff_kinds.MOST),
+    map_feather="Softens the map's edges by a Gaussian with this standard deviation in pixels of the image, after "
+    "`map_grow`.",
+)
+_describe(
+    diffdiff_kinds.choice("across", "inside", "outside"),
+    map_seam="Where `map_feather` puts the soft edge: 'across' the map's own, which stays its middle; 'inside' what "
+    "changes, so that all that is kept stays kept; or 'outside' of it, so that all that changes keeps its strength.",
+)
+_describe(
+    diffdiff_kinds.span("two numbers in [0, 1], the first one not larger", 0),
+    map_limits="(least, most): how strongly anything that changes at all may change, 1 being wholly; applied last. "
+    "What the map keeps whole stays kept.",
 )
 _describe(
     diffdiff_kinds.flag(),

@@ -31,6 +31,7 @@ from . import (
     diffdiff_placement,
     diffdiff_prepare,
     diffdiff_saving,
+    diffdiff_shape,
 )
 
 
@@ -80,6 +81,7 @@ def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTrai
     _note_grid(blocks, family)
     front = {
         "check_inputs": diffdiff_checks.DiffDiffCheckInputsStep(family),
+        "shape_map": diffdiff_shape.DiffDiffShapeMapStep(family),
         "read_map": diffdiff_placement.DiffDiffReadMapStep(family),
         "crop_to_change": diffdiff_placement.DiffDiffCropToChangeStep(),
         "fit": diffdiff_fit.DiffDiffFitStep(family),

@@ -97,6 +97,18 @@ def pair() -> Kind:
     return Kind(tuple[int, int], "a pair of numbers, a tuple", accepts)
 
 
+def span(takes: str, least: float) -> Kind:
+    """Two numbers from 0 to 1, the second one larger by at least so much."""
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(map(is_number, value)):
+            return False
+        low, high = value
+        return 0 <= low <= high <= 1 and high - low >= least
+
+    return Kind(tuple[float, float], takes, accepts)
+
+
 def box() -> Kind:
     def accepts(value: Any) -> bool:
         if not isinstance(value, (tuple, list)) or len(value) != 4 or not all(map(is_whole, value)):

@@ -59,6 +59,15 @@ class Placement:
         return tuple(round(image * result / canvas) for image, canvas, result in sides)
 
 
+def size_of_picture(components, state, family: diffdiff_block.FamilyTraits) -> tuple[int, int]:
+    """(height, width) in pixels of the image as given, or of a picture that is given as latents alone."""
+    if state.get("image") is not None:
+        return diffdiff_pixels.size_of(diffdiff_pixels.split_images(state.get("image"))[0])
+    rows, columns = state.get(family.original).shape[-2:]
+    cell = diffdiff_block.cell_of(components)
+    return state.get("height") or rows * cell, state.get("width") or columns * cell
+
+
 class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
     """Reads the change maps once, inverts them and turns them down as asked, and notes where the picture lies."""
 
@@ -71,17 +80,11 @@ class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
         )
         pictures = [] if block_state.image is None else diffdiff_pixels.split_images(block_state.image)
         pictures = diffdiff_pixels.in_unit_range(pictures)
-        size = diffdiff_pixels.size_of(pictures[0]) if pictures else self.size_of_latents(components, state)
+        size = size_of_picture(components, state, self.family)
         diffdiff_asked.check_count("diffdiff_map", len(keeps), diffdiff_asked.count_prompts(state) or len(keeps))
         diffdiff_map.warn_of_stretching(keeps, *size)
         block_state.image = pictures or None
         block_state.placement = Placement.of(pictures, keeps, size)
-
-    def size_of_latents(self, components, state) -> tuple[int, int]:
-        """Size in pixels of a picture that is given as latents alone."""
-        rows, columns = state.get(self.family.original).shape[-2:]
-        cell = diffdiff_block.cell_of(components)
-        return state.get("height") or rows * cell, state.get("width") or columns * cell
 
 
 class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
