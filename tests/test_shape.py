@@ -19,7 +19,7 @@ from .helpers import diffdiff, picture, seeded
 MAPS = arrays.arrays(
     np.float32, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.floats(0, 1, width=32)
 ).map(lambda values: torch.from_numpy(values)[None, None])
-RADII = st.floats(0, 6)
+RADII = st.floats(0, 6) | st.floats(6, 40)
 SHAPINGS = st.fixed_dictionaries(
     {},
     optional={

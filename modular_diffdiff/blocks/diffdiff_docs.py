@@ -131,7 +131,7 @@ _describe(
     map_grow="By how many pixels of the image what changes grows on every side; below 0 it shrinks.",
 )
 _describe(
-    diffdiff_kinds.number(0, diffdiff_kinds.MOST),
+    diffdiff_kinds.number(0, 1000),
     map_feather="Softens the map's edges by a Gaussian with this standard deviation in pixels of the image, after "
     "`map_grow`.",
 )

@@ -34,19 +34,19 @@ def dilate(values: torch.Tensor, radius: float) -> torch.Tensor:
 
     Each row of the disc is the larger of two windows whose length is a power of two.
     """
-    reach, width = math.floor(radius), values.shape[-1]
+    height, width = values.shape[-2:]
+    reach = min(math.floor(radius), width - 1)  # beyond, a row of the disc sees nothing more
     maxima = _running_maxima(F.pad(values, (reach, reach), value=-math.inf), 2 * reach + 1)
     result = torch.full_like(values, -math.inf)
-    for rows in range(reach + 1):
-        half = math.isqrt(math.floor(radius**2 - rows**2))
+    for rows in range(min(math.floor(radius), height - 1) + 1):
+        half = min(math.isqrt(math.floor(radius**2 - rows**2)), reach)
         first, length = reach - half, 2 * half + 1
         windows = maxima[length.bit_length() - 1]
         last = first + length - 2 ** (length.bit_length() - 1)
         row = torch.maximum(windows[..., first : first + width], windows[..., last : last + width])
-        height = max(row.shape[-2] - rows, 0)
         for here, there in ((0, rows), (rows, 0)):
-            part = result.narrow(-2, here if height else 0, height)
-            torch.maximum(part, row.narrow(-2, there if height else 0, height), out=part)
+            part = result.narrow(-2, here, height - rows)
+            torch.maximum(part, row.narrow(-2, there, height - rows), out=part)
     return result
 
 
@@ -62,10 +62,8 @@ def blur(values: torch.Tensor, sigma: float) -> torch.Tensor:
     reach = math.ceil(REACH * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(values.dtype)
-    for axis in ((0, 0, reach, reach), (reach, reach, 0, 0)):
-        shape = (1, 1, -1, 1) if axis[0] == 0 else (1, 1, 1, -1)
-        values = F.conv2d(F.pad(values, axis, mode="replicate"), kernel.view(shape))
-    return values.clamp(0, 1)
+    padded = F.pad(values, [reach] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).clamp(0, 1)
 
 
 def feather(keep: torch.Tensor, sigma: float, seam: str = "across") -> torch.Tensor:
