@@ -53,7 +53,7 @@ from .train import (
 # Half of what is said about a scene is left to the control image, or to the image prompt.
 LEFT_OPEN = 0.5
 NO_IMAGE = 0.1
-# A scale of 1 shall be enough for a part of a picture, whose rest speaks for something else.
+# A scale of 1 is to be enough for a part of a picture, whose rest speaks for something else.
 VALUE_GAIN = 1.2
 
 
