@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modular_diffdiff import IMAGE2IMAGE_BLOCKS, SDXLDiffDiffBlocks
-from modular_diffdiff.demo import half_map
+from modular_diffdiff.demo import keep_left
 from modular_diffdiff.still_life import CHECKPOINT, GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import SIZE, Scene, render
 
@@ -33,7 +33,7 @@ from modular_diffdiff.still_life.scene import SIZE, Scene, render
 RESULTS = Path(__file__).parent / "RESULTS.md"
 IMAGE = Image.fromarray(render(Scene("apple", "red", "striped", light=0.3)))
 PROMPT = "a green pear on a striped background"
-BLACK, WHITE_HALF, HALF_FROZEN = np.zeros((SIZE, SIZE)), half_map(), np.full((SIZE, SIZE), 0.5)
+BLACK, WHITE_HALF, HALF_FROZEN = np.zeros((SIZE, SIZE)), keep_left(1 / 2), np.full((SIZE, SIZE), 0.5)
 REPEATS, LARGE = 15, 384
 
 

@@ -65,7 +65,7 @@ def run(pipe, scenes: list[Scene], prompts: list[str], keep: torch.Tensor, **lis
     """Edits scenes in batches; `lists` holds inputs: with an item a scene, embeddings of all, or the same for all.
 
     Returns:
-        The pictures, and the final latents (B, 4, 16, 16) with the originals'.
+        The pictures, and the final latents (B, 4, 32, 32) with the originals'.
     """
     pictures, latents, originals = [], [], []
     for start in tqdm(range(0, len(scenes), BATCH), "edits"):
@@ -93,7 +93,7 @@ def pairs(count: int) -> tuple[list[Scene], list[Scene]]:
     return tuple([Scene.random(HELD_OUT + first + k) for k in range(count)] for first in (0, 10_000))
 
 
-def edges_and_depth(count: int = 120) -> None:
+def edges_and_depth(count: int = 60) -> None:
     """The right half becomes another object; with a control image it also gets that object's outline.
 
     On plain backgrounds, so that the edges are those of objects.
@@ -118,7 +118,7 @@ def edges_and_depth(count: int = 120) -> None:
     for name, (steering, inputs) in runs.items():
         pictures, latents, originals = run(load(**steering), scenes, prompts, HALF, **inputs)
         mean, low, high = mean_interval(edge_alignment(pictures, outlines, slice(SIZE // 2 + MARGIN, SIZE)))
-        exact = torch.equal(latents[..., :8], originals[..., :8])
+        exact = torch.equal(latents[..., : SIZE // 16], originals[..., : SIZE // 16])
         print(f"| {name} | {mean:.3f} | {low:.3f} to {high:.3f} | {exact} |")
     print()
 
@@ -130,7 +130,7 @@ def embed(pipe, images: list[Image.Image]) -> torch.Tensor:
     return pipe.image_encoder(features).image_embeds[:, None]
 
 
-def image_prompts(judge, count: int = 120) -> None:
+def image_prompts(judge, count: int = 60) -> None:
     """The text says "an object"; its kind and its colour come from the image prompt, or from nowhere."""
     scenes, targets = pairs(count)
     prompts = [f"an object on {BACKGROUNDS[scene.background]}" for scene in scenes]
@@ -150,7 +150,7 @@ def image_prompts(judge, count: int = 120) -> None:
                 right = sum(getattr(r, label) == getattr(t, label) for r, t in zip(readings, targets, strict=True))
                 print(row(f"{where} released, {name} image prompt: its {label}", right, count))
             if keep.any():
-                exact = torch.equal(latents[..., :8], originals[..., :8])
+                exact = torch.equal(latents[..., : SIZE // 16], originals[..., : SIZE // 16])
                 print(f"| {where} released, {name} image prompt: kept latents bit for bit: {exact} | | | |")
 
 

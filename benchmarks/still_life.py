@@ -211,5 +211,5 @@ def main() -> None:
     edits(ours, judge)
     flow = ZImagePipeline.from_pretrained(FLOW_CHECKPOINT, torch_dtype=torch.float32)
     flow.set_progress_bar_config(disable=True)
-    for steps in (25, 8, 4):
+    for steps in (8, 4):
         text_to_image(flow, judge, "flow, text to image", FLOW_GUIDANCE_SCALE - 1, steps)

@@ -20,16 +20,13 @@ CARD = PACKAGE / "pictures"  # what the model card shows too
 
 
 def polarity() -> Image.Image:
-    """The sheet's first row: an original, its half map, and one result."""
-    row = demo.plan_rows()[0]
+    """An original, its half map, and one result."""
+    scene, change_map = Scene("apple", "red", "striped", light=0.3), demo.keep_left(1 / 2)
+    edit = demo.Edit("“green pear”", "a green pear on a striped background", change_map)
     pipe = loading.load_pipeline(loading.Model(loading.EMBEDDED, "cpu", "float32"), GUIDANCE_SCALE)
-    result = demo.run_rows(pipe, [row])[0][0]
-    tiles = [
-        (Image.fromarray(render(row.scene)), "original"),
-        (demo.shown_map(row.results), "change map"),
-        (result, row.results[0].caption),
-    ]
-    return demo.draw_sheet([("", tiles)])
+    [[result]] = demo.run_rows(pipe, [demo.Row("", scene, [edit], seed=0)])
+    original, shown = Image.fromarray(render(scene)), demo.shown_map([edit])
+    return demo.draw_sheet([("", [(original, "original"), (shown, "change map"), (result, edit.caption)])])
 
 
 def repeated() -> Image.Image:
@@ -42,8 +39,8 @@ def repeated() -> Image.Image:
         image = original
         for k in range(10):
             spot = Image.new("L", image.size, "white")
-            left, top = 8 + 24 * (k % 5), 4 + 104 * (k // 5)
-            spot.paste("black", (left, top, left + 16, top + 16))
+            left, top = 16 + 48 * (k % 5), 8 + 208 * (k // 5)
+            spot.paste("black", (left, top, left + 32, top + 32))
             (image,) = pipe(
                 prompt=scene.caption,
                 image=image,
@@ -54,7 +51,7 @@ def repeated() -> Image.Image:
                 output="images",
             )
         tiles.append((image, "ten edits, with overlay" if overlay else "ten edits"))
-    return demo.draw_sheet([("Sixteen pixels at a time, along the upper and lower edge", tiles)])
+    return demo.draw_sheet([("32 pixels at a time, along the upper and lower edge", tiles)])
 
 
 def run_page(name: str, pictures: Path) -> None:

@@ -107,8 +107,8 @@ def demo(
 ) -> None:
     """Draw a contact sheet of edits with the embedded checkpoint.
 
-    Half a map, a gradient, a ramp of strengths, and edits that an image prompt and edges steer, each with its original.
-    It takes seconds on a CPU.
+    One object of two, half a picture, a gradient, a ramp of strengths, and edits that an image prompt and edges steer,
+    each with its original. It takes less than a minute on a CPU.
 
     \b
     Example:

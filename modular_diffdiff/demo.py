@@ -8,37 +8,39 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFilter, ImageFont
 
 from . import loading
 from .still_life import EDGES, GUIDANCE_SCALE
-from .still_life.scene import SIZE, Scene, render
+from .still_life.scene import SIZE, Item, Scene, masks, render
 
 
-STEPS, SEED = 25, 0
-TILE, GAP, MARGIN = 256, 16, 32
+STEPS = 15
+GAP, MARGIN = 16, 16
 TITLE_SIZE, CAPTION_SIZE = 28, 24  # readable at half the size, as READMEs show it
 PAPER, INK, EDGE = (255, 255, 255), (32, 32, 32), (160, 160, 160)
 STEERED = Scene("apple", "green", "striped", light=0.3)
-STEERED_TITLE = "Right half free: an image prompt gives the colour (IP-Adapter), edges the shape (ControlNet)"
+STEERED_SEED = 5
+STEERED_TITLE = "Left third kept: an image prompt gives the colour (IP-Adapter), edges the shape (ControlNet)"
 
 
 @dataclass(frozen=True)
-class Result:
-    """One edit of a row's scene: colour and kind to turn it into, the change map (SIZE, SIZE) in [0, 1], a caption."""
+class Edit:
+    """One edit of a row's scene: its caption on the sheet, its prompt, its change map (SIZE, SIZE) in [0, 1]."""
 
-    target: str
-    change_map: np.ndarray
     caption: str
+    prompt: str
+    change_map: np.ndarray
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of map, shown on one scene."""
+    """One kind of map, shown on one scene; `seed` is that of the noise."""
 
     title: str
     scene: Scene
-    results: list[Result]
+    edits: list[Edit]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Steered:
     """One edit that a second picture steers.
 
     Attributes:
-        prompt: What the released half shall show.
+        prompt: What the released part shows.
         guide: The second picture.
         guide_caption: What it is.
         given_as: The input that it is given as.
@@ -60,46 +62,62 @@ class Steered:
     model: dict[str, Any]
 
 
-def half_map() -> np.ndarray:
-    """(SIZE, SIZE): the left half is kept (1), the right half is free (0)."""
-    return np.where(np.arange(SIZE) < SIZE // 2, 1, 0) * np.ones((SIZE, 1))
+def keep_left(share: float) -> np.ndarray:
+    """(SIZE, SIZE): kept (1) up to this share of the width, and free (0) from there on."""
+    return np.where(np.arange(SIZE) < round(share * SIZE), 1, 0) * np.ones((SIZE, 1))
 
 
 def gradient_map() -> np.ndarray:
-    """(SIZE, SIZE): from kept (1) on the left to free (0) on the right."""
-    return np.linspace(1, 0, SIZE) * np.ones((SIZE, 1))
+    """(SIZE, SIZE): the left fifth is kept (1), the right fifth is free (0), and it falls evenly between them."""
+    return np.clip(np.linspace(4, -1, SIZE) / 3, 0, 1) * np.ones((SIZE, 1))
+
+
+def map_around(scene: Scene, word: str, margin: int = 12, softness: int = 4) -> np.ndarray:
+    """(SIZE, SIZE): free (0) where the word's object is and `margin` pixels around it, kept (1) elsewhere."""
+    shown = PIL.Image.fromarray(masks(scene)[word]).filter(ImageFilter.MaxFilter(2 * margin + 1))
+    return 1 - np.asarray(shown.filter(ImageFilter.GaussianBlur(softness))) / 255
+
+
+def row_of_two() -> Row:
+    scene = Scene("apple", "red", "tabletop", light=0.3, seed=1, beside=Item("cup", "blue"))
+    others = Item("apple", "green"), Item("lemon", "yellow"), Item("pear", "purple")
+    change_map = map_around(scene, "cup")
+    edits = [Edit(f"“{o.colour} {o.kind}”", replace(scene, beside=o).caption, change_map) for o in others]
+    return Row("One object of two: only the cup and what is near it may change", scene, edits, seed=0)
+
+
+def row_of_halves() -> Row:
+    scene = Scene("apple", "red", "striped", light=0.3)
+    edits = [
+        Edit(f"“{c} apple”", replace(scene, colour=c).caption, keep_left(1 / 2)) for c in ("green", "yellow", "blue")
+    ]
+    return Row("Half: the left side is kept, the right side is free", scene, edits, seed=3)
+
+
+def row_of_gradients() -> Row:
+    scene = Scene("pear", "yellow", "striped", light=0.3, seed=1)
+    others = "checked", "plain", "tabletop"
+    edits = [Edit(f"“{o}”", replace(scene, background=o).caption, gradient_map()) for o in others]
+    return Row("Gradient: the further right, the more may change", scene, edits, seed=2)
+
+
+def row_of_strengths() -> Row:
+    scene = Scene("pear", "green", "checked", light=0.3, seed=2)
+    prompt = replace(scene, kind="apple").caption
+    edits = [Edit(f"strength {s}", prompt, np.full((SIZE, SIZE), 1 - s)) for s in (0.5, 0.7, 0.9)]
+    return Row("One grey all over, a ramp of strengths: “green apple”", scene, edits, seed=2)
 
 
 def plan_rows() -> list[Row]:
-    """What the sheet shows: a half map, a gradient, and a ramp of strengths."""
-
-    def quoted(change_map: np.ndarray, *targets: str) -> list[Result]:
-        return [Result(target, change_map, f"“{target}”") for target in targets]
-
-    return [
-        Row(
-            "Half: the left side is kept, the right side is free",
-            Scene("apple", "red", "striped", light=0.3),
-            quoted(half_map(), "green pear", "blue cup", "purple pear"),
-        ),
-        Row(
-            "Gradient: the further right, the more may change",
-            Scene("cup", "blue", "tabletop", light=0.3, seed=1),
-            quoted(gradient_map(), "blue apple", "purple pear", "green bottle"),
-        ),
-        Row(
-            "One grey all over, a ramp of strengths: “orange apple”",
-            Scene("pear", "green", "checked", light=0.3, seed=2),
-            [Result("orange apple", np.full((SIZE, SIZE), 1 - s), f"strength {s}") for s in (0.25, 0.5, 0.75)],
-        ),
-    ]
+    """What the sheet shows: one object of two, a half map, a gradient, and a ramp of strengths."""
+    return [row_of_two(), row_of_halves(), row_of_gradients(), row_of_strengths()]
 
 
 def plan_steered() -> list[Steered]:
-    """What the sheet's last row shows: an image prompt, and edges, each for the right half of `STEERED`."""
+    """What the sheet's last row shows: an image prompt, and edges, each for `STEERED`."""
     return [
         Steered(
-            "a pear on a striped background",
+            "an apple on a striped background",
             PIL.Image.fromarray(render(Scene("apple", "orange", "plain", seed=3))),
             "image prompt",
             "ip_adapter_image",
@@ -116,14 +134,15 @@ def plan_steered() -> list[Steered]:
 
 
 def run_steered(steered: Steered) -> PIL.Image.Image:
-    """`STEERED` with its right half free."""
+    """`STEERED` with its left third kept."""
     pipe = loading.load_pipeline(loading.Model(loading.EMBEDDED, "cpu", "float32", **steered.model), GUIDANCE_SCALE)
     return pipe(
         prompt=steered.prompt,
         image=PIL.Image.fromarray(render(STEERED)),
-        diffdiff_map=half_map(),
+        diffdiff_map=keep_left(1 / 3),
+        overlay=True,
         num_inference_steps=STEPS,
-        generator=torch.Generator().manual_seed(SEED),
+        generator=torch.Generator().manual_seed(STEERED_SEED),
         output="images",
         **{steered.given_as: steered.guide},
     )[0]
@@ -131,58 +150,58 @@ def run_steered(steered: Steered) -> PIL.Image.Image:
 
 def run_rows(pipe, rows: list[Row]) -> list[list[PIL.Image.Image]]:
     """The edited pictures of each row, all of them in one batch."""
-    planned = [(row.scene, result) for row in rows for result in row.results]
+    planned = [(row, edit) for row in rows for edit in row.edits]
     pictures = iter(
         pipe(
-            prompt=[_prompt(scene, result.target) for scene, result in planned],
-            image=[PIL.Image.fromarray(render(scene)) for scene, _ in planned],
-            diffdiff_map=[result.change_map for _, result in planned],
+            prompt=[edit.prompt for _, edit in planned],
+            image=[PIL.Image.fromarray(render(row.scene)) for row, _ in planned],
+            diffdiff_map=[edit.change_map for _, edit in planned],
+            overlay=True,
             num_inference_steps=STEPS,
-            generator=[torch.Generator().manual_seed(SEED) for _ in planned],
+            generator=[torch.Generator().manual_seed(row.seed) for row, _ in planned],
             output="images",
         )
     )
-    return [[next(pictures) for _ in row.results] for row in rows]
+    return [[next(pictures) for _ in row.edits] for row in rows]
 
 
-def _prompt(scene: Scene, target: str) -> str:
-    colour, kind = target.split()
-    return replace(scene, colour=colour, kind=kind).caption
-
-
-def shown_map(results: list[Result]) -> PIL.Image.Image:
+def shown_map(edits: list[Edit]) -> PIL.Image.Image:
     """The maps of a row as one picture: an upright strip of each, which is the map itself where they are one."""
-    strip = np.arange(SIZE) * len(results) // SIZE
-    values = np.stack([result.change_map for result in results])[strip, :, np.arange(SIZE)].T
+    strip = np.arange(SIZE) * len(edits) // SIZE
+    values = np.stack([edit.change_map for edit in edits])[strip, :, np.arange(SIZE)].T
     return PIL.Image.fromarray(np.rint(values * 255).astype(np.uint8))
 
 
-def tile_corner(row: int, column: int) -> tuple[int, int]:
-    """Left and top, in pixels of the sheet, of a row's tile; the row's title is above it and a caption below."""
-    above, below = 2 * TITLE_SIZE, 2 * CAPTION_SIZE
-    return MARGIN + column * (TILE + GAP), MARGIN + above + row * (above + TILE + below + GAP)
+def tile_corner(column: int, titled: bool) -> tuple[int, int]:
+    """Left and top of a tile, in pixels of its row, which leaves one for its outline."""
+    return 1 + column * (SIZE + GAP), 1 + (2 * TITLE_SIZE if titled else 0)
+
+
+def draw_row(title: str, tiles: list[tuple[PIL.Image.Image, str]]) -> PIL.Image.Image:
+    """Pictures of SIZE x SIZE pixels, each above its caption, under a title if there is one."""
+    title_font, caption_font = (ImageFont.load_default(size) for size in (TITLE_SIZE, CAPTION_SIZE))
+    corners = [tile_corner(column, bool(title)) for column in range(len(tiles))]
+    right, bottom = (edge + SIZE + 1 for edge in corners[-1])
+    row = PIL.Image.new("RGB", (right, bottom + 2 * CAPTION_SIZE), PAPER)
+    draw = ImageDraw.Draw(row)
+    draw.text((1, TITLE_SIZE), title, INK, title_font, anchor="lm")
+    for (left, top), (picture, caption) in zip(corners, tiles, strict=True):
+        draw.rectangle((left - 1, top - 1, left + SIZE, top + SIZE), outline=EDGE)
+        row.paste(picture, (left, top))
+        draw.text((left + SIZE / 2, top + SIZE + CAPTION_SIZE), caption, INK, caption_font, anchor="mm")
+    return row
 
 
 def draw_sheet(rows: list[tuple[str, list[tuple[PIL.Image.Image, str]]]]) -> PIL.Image.Image:
-    """A contact sheet of titled rows of captioned pictures; maps (mode L) keep their pixels when they are enlarged."""
-    title_font, caption_font = (ImageFont.load_default(size) for size in (TITLE_SIZE, CAPTION_SIZE))
-    right, bottom = tile_corner(len(rows), max(len(tiles) for _, tiles in rows))
-    sheet = PIL.Image.new("RGB", (right - GAP + MARGIN, bottom - 2 * TITLE_SIZE - GAP + MARGIN), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for i, (title, tiles) in enumerate(rows):
-        left, top = tile_corner(i, 0)
-        draw.text((left, top - TITLE_SIZE), title, INK, title_font, anchor="lm")
-        for j, (picture, caption) in enumerate(tiles):
-            left, top = tile_corner(i, j)
-            resampling = PIL.Image.Resampling.NEAREST if picture.mode == "L" else PIL.Image.Resampling.LANCZOS
-            draw.rectangle((left - 1, top - 1, left + TILE, top + TILE), outline=EDGE)
-            sheet.paste(picture.resize((TILE, TILE), resampling), (left, top))
-            draw.text((left + TILE / 2, top + TILE + CAPTION_SIZE), caption, INK, caption_font, anchor="mm")
+    """A contact sheet: rows of captioned pictures of SIZE x SIZE pixels, titled or not, pixel for pixel."""
+    drawn = [draw_row(title, tiles) for title, tiles in rows]
+    width, height = max(row.width for row in drawn), sum(row.height + GAP for row in drawn) - GAP
+    sheet = PIL.Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for row in drawn:
+        sheet.paste(row, (MARGIN, top))
+        top += row.height + GAP
     return sheet
-
-
-def _original(scene: Scene) -> tuple[PIL.Image.Image, str]:
-    return PIL.Image.fromarray(render(scene)), f"original: {scene.colour} {scene.kind}"
 
 
 def make_sheet() -> PIL.Image.Image:
@@ -193,14 +212,14 @@ def make_sheet() -> PIL.Image.Image:
         (
             row.title,
             [
-                _original(row.scene),
-                (shown_map(row.results), "change map"),
-                *((picture, result.caption) for picture, result in zip(pictures, row.results, strict=True)),
+                (PIL.Image.fromarray(render(row.scene)), "original"),
+                (shown_map(row.edits), "change map"),
+                *((picture, edit.caption) for picture, edit in zip(pictures, row.edits, strict=True)),
             ],
         )
         for row, pictures in zip(rows, run_rows(pipe, rows), strict=True)
     ]
-    steered = [_original(STEERED)]
+    steered = [(PIL.Image.fromarray(render(STEERED)), "original")]
     for edit in plan_steered():
         steered += [(edit.guide, edit.guide_caption), (run_steered(edit), f"“{edit.prompt.split(' on ')[0]}”")]
     return draw_sheet([*drawn, (STEERED_TITLE, steered)])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-SIZE = 128
+SIZE = 256
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (205, 32, 38),

@@ -33,12 +33,11 @@ from tqdm.auto import tqdm
 from . import CHECKPOINT
 from .judge import LABELS, SEEN, WEIGHTS, Judge, Reading, shrink
 from .models import build_scheduler, build_text_encoders, build_tokenizer, build_unet, build_vae
-from .scene import BACKGROUNDS, COLOURS, KINDS, Item, Scene, render
+from .scene import BACKGROUNDS, COLOURS, KINDS, SIZE, Item, Scene, render
 
 
 SAVE_EVERY = 200
 PAIRS = 0.2  # the share of scenes with two objects
-SIZE = 256  # of the pictures, in pixels
 CROP = 128  # of what the autoencoder learns from, in pixels
 # SDXL's guidance needs a model that also knows no prompt at all (zeros) and an empty one.
 NO_PROMPT, EMPTY_PROMPT = 0.1, 0.03

@@ -1,5 +1,6 @@
 """The embedded checkpoint: what it is, how well it draws, and that an edit means what prompt and map say."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,10 @@ def pipe():
     return pipe
 
 
-def test_it_is_small():
-    files = [path for path in Path(still_life.CHECKPOINT).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 24e6
+def test_what_is_embedded_is_small():
+    """All checkpoints with their companions, and the judge; the autoencoder that two of them hold counts once."""
+    weights = {path.read_bytes() for path in Path(still_life.__file__).parent.rglob("*.safetensors")}
+    assert sum(map(len, weights)) <= 60e6
 
 
 def test_it_has_sdxls_parts(text_to_image):
@@ -60,7 +62,7 @@ def test_it_has_sdxls_parts(text_to_image):
 def test_the_autoencoder_returns_held_out_scenes(text_to_image):
     pixels = to_tensor([render(Scene.random(HELD_OUT + seed)) for seed in range(32)])
     vae = text_to_image.vae
-    assert decibels(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels).mean() >= 30
+    assert decibels(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels).mean() >= 34
 
 
 @torch.no_grad()
@@ -85,7 +87,7 @@ def test_it_draws_what_the_prompt_says(text_to_image, judge):
         [scene.caption for scene in scenes],
         height=SIZE,
         width=SIZE,
-        num_inference_steps=20,
+        num_inference_steps=10,
         guidance_scale=still_life.GUIDANCE_SCALE,
         generator=[torch.Generator().manual_seed(seed) for seed in range(len(scenes))],
     ).images
@@ -94,8 +96,12 @@ def test_it_draws_what_the_prompt_says(text_to_image, judge):
         assert len(misread(scenes, readings, name)) <= 2, misread(scenes, readings, name)
 
 
-def edit(pipe, keep: torch.Tensor, steps: int, count: int = 6):
-    return pipe(
+@pytest.fixture(scope="module", params=itertools.product((4, 12), ("left", "right")), ids=str)
+def edited(request, pipe):
+    """Six edits of one half of the apple, with the map that keeps the other."""
+    steps, side = request.param
+    keep, count = KEEP_LEFT if side == "left" else 1 - KEEP_LEFT, 6
+    state = pipe(
         prompt="a green pear on a striped background",
         image=Image.fromarray(render(BEFORE)),
         diffdiff_map=keep,
@@ -103,29 +109,29 @@ def edit(pipe, keep: torch.Tensor, steps: int, count: int = 6):
         num_images_per_prompt=count,
         generator=[torch.Generator().manual_seed(seed) for seed in range(count)],
     )
+    return state, keep.expand(count, 1, -1, -1)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("steps", [4, 8, 25])
-def test_an_edit_is_a_pear_where_it_may_change_and_the_apple_where_it_is_kept(pipe, judge, steps, side):
-    keep = KEEP_LEFT if side == "left" else 1 - KEEP_LEFT
-    state = edit(pipe, keep, steps)
-    count = len(state.images)
-    changed = judge.read(to_tensor(state.images), (1 - keep).expand(count, 1, -1, -1))
-    assert [reading[:2] for reading in changed].count(("pear", "green")) >= count - 1, changed
-    kept = judge.read(to_tensor(state.images), keep.expand(count, 1, -1, -1))
-    assert [reading[:2] for reading in kept].count(("apple", "red")) == count, kept
+def test_an_edit_is_a_pear_where_it_may_change_and_the_apple_where_it_is_kept(edited, judge):
+    state, keep = edited
+    changed = judge.read(to_tensor(state.images), 1 - keep)
+    assert [reading[:2] for reading in changed].count(("pear", "green")) >= len(keep) - 1, changed
+    kept = judge.read(to_tensor(state.images), keep)
+    assert {reading[:2] for reading in kept} == {("apple", "red")}, kept
 
-    frozen = (state.release_steps == steps).expand_as(state.latents)
-    assert frozen.float().mean() == 0.5
+
+def test_kept_latents_are_the_originals(edited):
+    state, keep = edited
+    frozen = keep[..., ::8, ::8].bool().expand_as(state.latents)
     assert torch.equal(state.latents[frozen], state.image_latents[frozen])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("steps", [4, 8, 25])
-def test_kept_pixels_are_the_autoencoders_round_trip(pipe, steps):
-    """Within 5 of 255 on average, away from the border: the decoder's norms and attention see the whole picture."""
-    state = edit(pipe, KEEP_LEFT, steps)
+def test_kept_pixels_are_the_autoencoders_round_trip(pipe, edited):
+    """Within 2 of 255 on average, away from the border: the decoder's norms see the whole picture."""
+    state, keep = edited
     round_trip = pipe.vae.decode(state.image_latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
-    difference = (to_tensor(state.images) - round_trip)[..., : SIZE // 4].abs()
-    assert 127.5 * difference.mean() < 5
+    difference = (to_tensor(state.images) - round_trip).abs()
+    away = SIZE // 4
+    outer = difference[..., :away] if keep[..., 0].all() else difference[..., -away:]
+    assert 127.5 * outer.mean() < 2

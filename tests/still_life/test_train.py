@@ -9,7 +9,7 @@ from torch import nn
 
 from modular_diffdiff.still_life import train
 from modular_diffdiff.still_life.models import build_tokenizer, build_vae
-from modular_diffdiff.still_life.scene import Item, Scene, render
+from modular_diffdiff.still_life.scene import SIZE, Item, Scene, render
 
 
 def fit(work, steps: int, lose_power_at: int | None = None) -> nn.ModuleDict:
@@ -128,10 +128,10 @@ def test_the_words_of_a_caption_are_one_token_each_and_any_text_can_be_written()
 def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
     steps = [f"--{stage}-steps=1" for stage in ("vae", "judge", "unet")]
     outputs = [f"--out={tmp_path / 'checkpoint'}", f"--judge-out={tmp_path / 'judge.safetensors'}"]
-    arguments = [str(tmp_path / "work"), "--scenes=32", *steps, *outputs]
+    arguments = [str(tmp_path / "work"), "--scenes=8", "--unet-batch=4", *steps, *outputs]
     train.main(arguments)
     pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "checkpoint", torch_dtype=torch.float32)
-    assert pipe("an apple", num_inference_steps=1).images[0].size == (train.SIZE, train.SIZE)
+    assert pipe("an apple", num_inference_steps=1).images[0].size == (SIZE, SIZE)
     assert load_file(tmp_path / "judge.safetensors")
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
     train.main(arguments)
