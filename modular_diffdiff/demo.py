@@ -91,7 +91,7 @@ def row_of_halves() -> Row:
     edits = [
         Edit(f"“{c} apple”", replace(scene, colour=c).caption, keep_left(1 / 2)) for c in ("green", "yellow", "blue")
     ]
-    return Row("Half: the left side is kept, the right side is free", scene, edits, seed=3)
+    return Row("Half: the left side is kept, the right side is free", scene, edits, seed=4)
 
 
 def row_of_gradients() -> Row:
@@ -104,8 +104,8 @@ def row_of_gradients() -> Row:
 def row_of_strengths() -> Row:
     scene = Scene("pear", "green", "checked", light=0.3, seed=2)
     prompt = replace(scene, kind="apple").caption
-    edits = [Edit(f"strength {s}", prompt, np.full((SIZE, SIZE), 1 - s)) for s in (0.5, 0.7, 0.9)]
-    return Row("One grey all over, a ramp of strengths: “green apple”", scene, edits, seed=2)
+    edits = [Edit(f"strength {s}", prompt, np.full((SIZE, SIZE), 1 - s)) for s in (0.3, 0.45, 0.6)]
+    return Row("One grey all over, a ramp of strengths: “green apple”", scene, edits, seed=1)
 
 
 def plan_rows() -> list[Row]:
