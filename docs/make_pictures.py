@@ -24,7 +24,7 @@ def polarity() -> Image.Image:
     scene, change_map = Scene("apple", "red", "striped", light=0.3), demo.keep_left(1 / 2)
     edit = demo.Edit("“green pear”", "a green pear on a striped background", change_map)
     pipe = loading.load_pipeline(loading.Model(loading.EMBEDDED, "cpu", "float32"), GUIDANCE_SCALE)
-    [[result]] = demo.run_rows(pipe, [demo.Row("", scene, [edit], seed=0)])
+    [[result]] = demo.run_rows(pipe, [demo.Row("", scene, [edit], seed=4)])
     original, shown = Image.fromarray(render(scene)), demo.shown_map([edit])
     return demo.draw_sheet([("", [(original, "original"), (shown, "change map"), (result, edit.caption)])])
 
