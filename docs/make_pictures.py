@@ -72,6 +72,7 @@ def main() -> None:
         repeated().save(FOLDER / "repeated.png", optimize=True)
     run_page("tutorial", FOLDER / "tutorial")
     run_page("workflows", CARD / "workflows")
+    run_page("maps", FOLDER / "maps")
 
 
 if __name__ == "__main__":

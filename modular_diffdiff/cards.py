@@ -13,7 +13,7 @@ from .catalog import OWNER, PACKAGE, Family
 # Of the folder of pictures, what every family's card shows.
 PICTURES = ("polarity.png",)
 # With the family's own in braces.
-_CARD = PACKAGE / "family_card.md"
+_CARD, _BLOCK_CARD = PACKAGE / "family_card.md", PACKAGE / "block_card.md"
 
 
 def _type_name(hint: object) -> str:
@@ -62,6 +62,21 @@ def family_card(family: Family, repo_id: str) -> str:
         workflows=", ".join(f"`{name}`" for name in blocks.available_workflows),
         about=about,
         inputs=inputs_table(blocks.get_workflow("diffdiff")),
+    )
+
+
+def block_card(name: str, block: ModularPipelineBlocks, repo_id: str) -> str:
+    """The card of a repo that holds one block."""
+    models = [f"`{spec.name}` (a `{spec.type_hint.__name__}`)" for spec in block.expected_components]
+    return _BLOCK_CARD.read_text(encoding="utf-8").format(
+        block=type(block).__name__,
+        about=block.description,
+        owner=OWNER,
+        repo=repo_id,
+        name=name.replace("-", "_"),
+        components=f"It needs {' and '.join(models)}: set them with `update_components`." if models else "",
+        inputs=inputs_table(block),
+        outputs=outputs_table(block),
     )
 
 

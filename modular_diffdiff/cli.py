@@ -1,4 +1,4 @@
-"""What people run: `modular-diffdiff demo`, `edit` and `publish`."""
+"""What people run: `modular-diffdiff demo`, `map`, `edit` and `publish`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import catalog, editing, loading, publishing
+from . import catalog, editing, loading, maps, publishing
 
 
 DEMO_NAME = "modular-diffdiff-demo.png"
@@ -59,12 +59,36 @@ The map gives every pixel its own strength: white keeps the original, black lets
 \b
 Examples:
   modular-diffdiff demo
+  modular-diffdiff map photo.png --gradient 90 --out map.png
   modular-diffdiff edit photo.png map.png "a green pear"
 
 Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure.""",
 )
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; they are refused otherwise.")]
+# How a map is shaped, in every command that has one.
+Grow = Annotated[
+    float, typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks.")
+]
+Feather = Annotated[
+    float,
+    typer.Option(metavar="PX", help="Soften the map's edges by a Gaussian of this standard deviation, in pixels."),
+]
+Seam = Annotated[
+    Literal["across", "inside", "outside"],
+    typer.Option(help="Where --feather puts the soft edge: across the map's own, inside what changes, or outside."),
+]
+Levels = Annotated[
+    tuple[float, float],
+    typer.Option(metavar="BLACK WHITE", help="Greys of the map from 0 to 1 that become black, and white."),
+]
+Gamma = Annotated[
+    float, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they are brighter and keep more.")
+]
+Limits = Annotated[
+    tuple[float, float],
+    typer.Option(metavar="LEAST MOST", help="How strongly, from 0 to 1, anything that changes at all may change."),
+]
 
 
 @contextmanager
@@ -208,29 +232,12 @@ def edit(
         typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
     ] = None,
     invert_map: Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")] = False,
-    grow: Annotated[
-        float,
-        typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks."),
-    ] = 0.0,
-    feather: Annotated[
-        float,
-        typer.Option(metavar="PX", help="Soften the map's edges by a Gaussian of this standard deviation, in pixels."),
-    ] = 0.0,
-    seam: Annotated[
-        Literal["across", "inside", "outside"],
-        typer.Option(help="Where --feather puts the soft edge: across the map's own, inside what changes, or outside."),
-    ] = "across",
-    levels: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="BLACK WHITE", help="Greys of the map from 0 to 1 that become black, and white."),
-    ] = (0.0, 1.0),
-    gamma: Annotated[
-        float, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they are brighter and keep more.")
-    ] = 1.0,
-    limits: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LEAST MOST", help="How strongly, from 0 to 1, anything that changes at all may change."),
-    ] = (0.0, 1.0),
+    grow: Grow = 0.0,
+    feather: Feather = 0.0,
+    seam: Seam = "across",
+    levels: Levels = (0.0, 1.0),
+    gamma: Gamma = 1.0,
+    limits: Limits = (0.0, 1.0),
     strength: Annotated[
         float,
         typer.Option(
@@ -335,21 +342,13 @@ def edit(
             "--control-image": control_image,
             "--ip-adapter-image": ip_adapter_image,
         }
-        piped = [argument for argument, location in locations.items() if location == editing.STDIN]
-        if len(piped) > 1:
-            raise loading.UserError(f"{' and '.join(piped)} are both -, and stdin can be read once.")
-        pictures = editing.Pictures(
-            *(
-                None if location is None else editing.read_picture(location, argument)
-                for argument, location in locations.items()
-            )
-        )
+        pictures = editing.Pictures(*_read_pictures(locations).values())
         asked = editing.Edit(
             *(prompt, negative, steps, guidance_scale, invert_map, strength, overlay, crop),
             *(control_mode, control_scale),
             *(levels, gamma, grow, feather, seam, limits),
         )
-        editing.check_shaping(asked)
+        editing.check_inputs(asked.shaping())
         with editing.quiet_libraries():
             editing.check_pictures(pictures, asked)
             chosen = loading.choose_device(loading.find_family(chosen))
@@ -368,6 +367,159 @@ def edit(
                 typer.echo(f"{_printable(path)} (seed {n}, {chosen.title})")
 
 
+@app.command("map")
+def make_map(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")],
+    text: Annotated[str | None, typer.Option(metavar="TEXT", help="What may change, in words.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Probability, 0 to 1, from which on what --text finds may change wholly; soft without."
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y", help="A pixel on the object that may change; X,Y,0 is one on what is not meant. Repeatable."
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="L,T,R,B", help="A box in pixels around an object that may change. Repeatable."),
+    ] = None,
+    depth: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="KEPT FREE",
+            help="Two depths, 0 being the nearest in IMAGE and 1 the farthest: from the first to the second, more and "
+            "more may change.",
+        ),
+    ] = None,
+    gradient: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ANGLE",
+            help="In this direction, more and more may change: 0 is to the right, 90 upwards; or radial, from the edge "
+            "to the middle.",
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="A mask as inpainting has it: what is white may change.")
+    ] = None,
+    difference: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_URL", help="The photo that IMAGE was painted over: what differs may change."),
+    ] = None,
+    combine: Annotated[
+        Literal["keep", "change"],
+        typer.Option(help="Of several of these, whether the map keeps or changes what any of them does."),
+    ] = "keep",
+    segmenter: Annotated[
+        str | None, typer.Option(metavar="REPO_OR_DIR", help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined.")
+    ] = None,
+    mask_generator: Annotated[
+        str | None,
+        typer.Option(metavar="REPO_OR_DIR", help="A SAM for --point and --box, e.g. facebook/sam-vit-base."),
+    ] = None,
+    depth_estimator: Annotated[
+        str | None,
+        typer.Option(metavar="REPO_OR_DIR", help="For --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf."),
+    ] = None,
+    grow: Grow = 0.0,
+    feather: Feather = 0.0,
+    seam: Seam = "across",
+    levels: Levels = (0.0, 1.0),
+    gamma: Gamma = 1.0,
+    limits: Limits = (0.0, 1.0),
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Write it the other way round, as a mask: white where IMAGE changes.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The .png file to write; IMAGE-map.png in the current folder by default."),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A .png file that shows it: IMAGE in grey, redder the more may change."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the change map of IMAGE: white where it is kept, black where it changes.
+
+    At least one of --text, --point, --box, --depth, --gradient, --mask and --difference says what may change. The PNG
+    has 16 bits a pixel, and holds, as JSON in the text chunk "modular-diffdiff", all that it takes to make it again.
+
+    \b
+    Examples:
+      modular-diffdiff map photo.png --gradient 90 --preview shown.png
+      modular-diffdiff map photo.png --mask mask.png --grow 8 --feather 4
+      modular-diffdiff map photo.png --text "a dog" --segmenter CIDAS/clipseg-rd64-refined
+    """
+    with _one_line_errors():
+        _check_texts({"--text": text})
+        inputs = {
+            "map_text": text,
+            "map_text_threshold": threshold,
+            "map_points": point and [_numbers("--point", given, (2, 3)) for given in point],
+            "map_boxes": box and [_numbers("--box", given, (4,)) for given in box],
+            "map_depth": depth,
+            "map_gradient": _angle(gradient),
+        }
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        named = {"--segmenter": segmenter, "--mask-generator": mask_generator, "--depth-estimator": depth_estimator}
+        models = {name: named[option] for name, option in maps.OPTIONS.items() if name in inputs}
+        if not inputs.keys() - {"map_text_threshold"} and mask is None and difference is None:
+            raise loading.UserError("Nothing says what may change: give --text, --gradient or another of its kind.")
+        shaping = dict(zip(maps.SHAPING, (levels, gamma, grow, feather, seam, limits), strict=True))
+        inputs |= {"map_combine": combine, **shaping}
+        editing.check_inputs(inputs)
+        for name, location in models.items():
+            if location is None:
+                raise loading.UserError(f"{maps.OPTIONS[name]} is needed: it names the model that makes the map.")
+        out = out or Path(f"{Path(editing.file_name(image)).stem}-map.png")
+        editing.check_outputs([out, *([preview] if preview else [])], overwrite)
+        read = _read_pictures({"IMAGE": image, "--mask": mask, "--difference": difference})
+        pictures = {"mask_image": read["--mask"], "map_difference": read["--difference"]}
+        inputs |= {name: picture for name, picture in pictures.items() if picture is not None}
+        request = maps.Request(read["IMAGE"], inputs, models, invert)
+        with editing.quiet_libraries():
+            for name, picture in request.pictures().items():
+                editing.check_picture(picture, deep=name == "mask_image", transparent=name == "image")
+            made = maps.make_map(request)
+        editing.write_png(maps.as_png(made), out, overwrite, maps.describe(request))
+        typer.echo(_printable(out))
+        if preview is not None:
+            shown = maps.draw_preview(read["IMAGE"].pixels, made if invert else 1 - made)
+            editing.write_png(shown, preview, overwrite)
+            typer.echo(_printable(preview))
+
+
+def _read_pictures(locations: dict[str, str | None]) -> dict[str, editing.Picture | None]:
+    """The pictures of these arguments, None where nothing is given."""
+    piped = [argument for argument, location in locations.items() if location == editing.STDIN]
+    if len(piped) > 1:
+        raise loading.UserError(f"{' and '.join(piped)} are both -, and stdin can be read once.")
+    return {
+        argument: None if location is None else editing.read_picture(location, argument)
+        for argument, location in locations.items()
+    }
+
+
+def _numbers(option: str, given: str, counts: tuple[int, ...]) -> tuple[int, ...]:
+    parts = given.split(",")
+    if len(parts) not in counts or not all(part.strip().isdecimal() for part in parts):
+        wanted = " or ".join(map(str, counts))
+        raise loading.UserError(f"{option} is {given!r}; it takes {wanted} whole numbers with commas between them.")
+    return tuple(map(int, parts))
+
+
+def _angle(given: str | None) -> float | str | None:
+    try:
+        return given if given in (None, "radial") else float(given)
+    except ValueError as error:
+        raise loading.UserError(f"--gradient is {given!r}; it takes an angle in degrees, or radial.") from error
+
+
 @app.command()
 def publish(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to, owner/name; without a dot in it.")],
@@ -379,6 +531,10 @@ def publish(
         bool,
         typer.Option("--checkpoint", help="Publish the embedded checkpoint and its companions, instead of the blocks."),
     ] = False,
+    block: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Publish one block that makes or shapes change maps, e.g. map-text."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder and stop; no network is used.")] = False,
     out: Annotated[
         Path | None,
@@ -401,12 +557,12 @@ def publish(
       modular-diffdiff publish ada/diffdiff-sdxl --private
       modular-diffdiff publish ada/diffdiff-flux --family flux
       modular-diffdiff publish ada/still-life --checkpoint
+      modular-diffdiff publish ada/map-text --block map-text
     """
     with _one_line_errors(), tempfile.TemporaryDirectory() as temporary:
-        _check_publish(
-            family, checkpoint, {"--private": private, "--revision": revision} if dry_run else {"--out": out}
-        )
-        content = publishing.still_life() if checkpoint else publishing.blocks_of(family or "sdxl")
+        contents = {"--family": family, "--checkpoint": checkpoint, "--block": block}
+        _check_publish(contents, {"--private": private, "--revision": revision} if dry_run else {"--out": out})
+        content = _content(family, checkpoint, block)
         publishing.check_repo_id(repo_id, holds_code=not checkpoint)
         name = repo_id.split("/")[1]
         folder = (out or Path(name)) if dry_run else Path(temporary, name)
@@ -421,11 +577,19 @@ def publish(
             typer.echo(folder if dry_run else publishing.upload(content, repo_id, folder, private, revision))
 
 
-def _check_publish(family: str | None, checkpoint: bool, unused: dict[str, Any]) -> None:
+def _content(family: str | None, checkpoint: bool, block: str | None) -> publishing.Content:
+    if checkpoint:
+        return publishing.still_life()
+    return publishing.blocks_of(family or "sdxl") if block is None else publishing.block_of(block)
+
+
+def _check_publish(contents: dict[str, Any], unused: dict[str, Any]) -> None:
+    family = contents["--family"]
     if family is not None and family not in catalog.FAMILIES:
         raise loading.UserError(f"--family is {family!r}; it takes one of {', '.join(catalog.FAMILIES)}.")
-    if family is not None and checkpoint:
-        raise loading.UserError("--family and --checkpoint name two repositories; publish one after the other.")
+    named = [option for option, value in contents.items() if value]
+    if len(named) > 1:
+        raise loading.UserError(f"{' and '.join(named)} name several repositories; publish one after the other.")
     for option, value in unused.items():
         if value:
             raise loading.UserError("--out needs --dry-run." if option == "--out" else f"--dry-run takes no {option}.")

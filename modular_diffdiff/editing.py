@@ -33,7 +33,7 @@ from .loading import Model, UserError, cached_commits
 
 METADATA_KEY = "modular-diffdiff"
 STDIN = "-"
-_VERSIONS = ("modular-diffdiff", "diffusers", "transformers", "peft", "torch")  # what decides pixels
+VERSIONS = ("modular-diffdiff", "diffusers", "transformers", "peft", "torch")  # what decides pixels
 # What the command line calls the inputs of the blocks; other names are left as they are.
 _ARGUMENTS = {
     "image": "IMAGE",
@@ -49,6 +49,15 @@ _ARGUMENTS = {
     "map_feather": "--feather",
     "map_seam": "--seam",
     "map_limits": "--limits",
+    "map_text": "--text",
+    "map_text_threshold": "--threshold",
+    "map_points": "--point",
+    "map_boxes": "--box",
+    "map_depth": "--depth",
+    "map_gradient": "--gradient",
+    "mask_image": "--mask",
+    "map_difference": "--difference",
+    "map_combine": "--combine",
     "strength": "--strength",
     "overlay": "--overlay",
     "padding_map_crop": "--crop",
@@ -91,6 +100,10 @@ class Pictures:
         """Those that are not None, by attribute."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: picture for name, picture in named.items() if picture is not None}
+
+    def titles(self) -> dict[str, str]:
+        """What messages call them, by the block's input."""
+        return {"diffdiff_map" if name == "map" else name: picture.title for name, picture in self.given().items()}
 
 
 @dataclass(frozen=True)
@@ -280,7 +293,7 @@ def quiet_libraries() -> Iterator[None]:
     show_downloads, hub_verbosity = not are_progress_bars_disabled(), hub_logging.get_verbosity()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", "`diffdiff_map`")
+        warnings.filterwarnings("always", "`(diffdiff_map|map_\\w+|mask_image)`")
         warnings.showwarning = lambda message, *_: _warn(_speak(str(message), _ARGUMENTS))
         for library in libraries:
             library.set_verbosity(logging.CRITICAL)
@@ -298,17 +311,37 @@ def quiet_libraries() -> Iterator[None]:
                     library.enable_progress_bar()
 
 
-def check_shaping(edit: Edit) -> None:
-    """Refuses what no map can be shaped by.
+def check_inputs(inputs: dict[str, Any]) -> None:
+    """Refuses values that the blocks do not take, by the inputs' names.
 
     Raises:
         UserError: Naming the option.
     """
     from .blocks.diffdiff_docs import KINDS
 
-    for name, value in edit.shaping().items():
+    for name, value in inputs.items():
         if not KINDS[name].accepts(value):
             raise UserError(f"{_ARGUMENTS[name]} is {value!r}; it takes {KINDS[name].takes}.")
+
+
+def check_picture(picture: Picture, deep: bool = False, transparent: bool = False, instead: str = "") -> None:
+    """Refuses a picture that would lose what matters, and warns where only the first of several counts.
+
+    Args:
+        deep: Whether it may have more than 8 bits a pixel.
+        transparent: Whether it may be transparent.
+        instead: What else than flattening it helps.
+
+    Raises:
+        UserError: Naming the picture.
+    """
+    frames = diffdiff_files.count_frames(picture.pixels)
+    if frames > 1:
+        _warn(f"{picture.title} holds {frames} pictures; the first is used.")
+    if not deep and picture.pixels.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
+        raise UserError(f"{picture.title} has more than 8 bits per pixel; save it as an 8-bit picture.")
+    if not transparent and _is_transparent(picture.pixels):
+        raise UserError(f"{picture.title} is transparent in places; flatten it{instead}.")
 
 
 def check_pictures(pictures: Pictures, edit: Edit) -> None:
@@ -321,15 +354,9 @@ def check_pictures(pictures: Pictures, edit: Edit) -> None:
 
     lays_over = edit.overlay or edit.crop is not None
     for name, picture in pictures.given().items():
-        frames = diffdiff_files.count_frames(picture.pixels)
-        if frames > 1:
-            _warn(f"{picture.title} holds {frames} pictures; the first is used.")
-        if name != "map" and picture.pixels.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
-            raise UserError(f"{picture.title} has more than 8 bits per pixel; save it as an 8-bit picture.")
-        if _is_transparent(picture.pixels) and not (name == "image" and lays_over):
-            instead = "; flatten it, or keep it with --overlay or --crop." if name == "image" else "; flatten it."
-            raise UserError(f"{picture.title} is transparent in places{instead}")
-    with _spoken(pictures):
+        instead = ", or keep it with --overlay or --crop" if name == "image" else ""
+        check_picture(picture, deep=name == "map", transparent=name == "image" and lays_over, instead=instead)
+    with spoken(pictures.titles()):
         diffdiff_map.load_maps(pictures.map.pixels)
     image, space = pictures.image.pixels, _profile_space(pictures.image.pixels)
     if space not in (None, "RGB"):
@@ -348,11 +375,14 @@ def _speak(message: str, names: dict[str, str]) -> str:
 
 
 @contextmanager
-def _spoken(pictures: Pictures) -> Iterator[None]:
-    """Turns what the blocks refuse into a UserError in the command line's words."""
+def spoken(titles: dict[str, str]) -> Iterator[None]:
+    """Turns what the blocks refuse into a UserError in the command line's words.
+
+    Args:
+        titles: What pictures are called, by the name of the input that they are given as.
+    """
     from .blocks.diffdiff_refusals import BadInputError
 
-    titles = {"diffdiff_map" if name == "map" else name: picture.title for name, picture in pictures.given().items()}
     try:
         yield
     except BadInputError as error:
@@ -422,7 +452,7 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
         steering["controlnet_conditioning_scale"] = edit.control_scale
         if edit.control_mode is not None:
             steering["control_mode"] = edit.control_mode
-    with _spoken(pictures):
+    with spoken(pictures.titles()):
         return pipe(
             prompt=edit.prompt,
             image=pictures.image.pixels,
@@ -449,7 +479,7 @@ def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str
         **asdict(model),
         "commits": cached_commits(model),
         "scheduler": type(pipe.scheduler).__name__,
-        "versions": {name: find_version(name) for name in _VERSIONS},
+        "versions": {name: find_version(name) for name in VERSIONS},
     }
 
 

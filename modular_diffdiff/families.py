@@ -19,7 +19,9 @@ from .blocks.diffdiff_fit import DiffDiffFitStep
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
+from .blocks.diffdiff_make_map import DiffDiffMakeMapStep
 from .blocks.diffdiff_map import load_maps
+from .blocks.diffdiff_model_sources import DiffDiffMapTextStep
 from .blocks.diffdiff_overlay import DiffDiffOverlayStep
 from .blocks.diffdiff_picture_checks import image_geometry
 from .blocks.diffdiff_pixels import lay_over
@@ -28,6 +30,7 @@ from .blocks.diffdiff_prepare import DiffDiffPrepareStep
 from .blocks.diffdiff_refusals import BadInputError
 from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_shape import DiffDiffShapeMapStep
+from .blocks.diffdiff_sources import DiffDiffMapSource
 from .blocks.diffdiff_trajectory import noise_levels
 
 

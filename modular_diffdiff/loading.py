@@ -92,6 +92,23 @@ def find_controlnet(location: str) -> str:
     return _find(location, "--controlnet", ("config.json",))
 
 
+def load_map_model(location: str, option: str, kinds: dict[str, type]) -> dict[str, Any]:
+    """The components of a source of change maps, of a folder or a Hub repository.
+
+    Args:
+        option: What the command line calls it, e.g. --segmenter.
+        kinds: What has `from_pretrained`, by the component's name.
+
+    Raises:
+        UserError: If one cannot be loaded.
+        OSError: If it would have to come from the Hub, and that cannot be reached.
+    """
+    _find(location, option, ("config.json",))
+    _ask_hub(option, location)
+    with _named(option, location):
+        return {name: kind.from_pretrained(location) for name, kind in kinds.items()}
+
+
 def _find(location: str, option: str, indexes: tuple[str, ...]) -> str:
     if Path(location).is_dir():
         if not any(Path(location, index).is_file() for index in indexes):

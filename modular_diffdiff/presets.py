@@ -21,7 +21,9 @@ from .blocks.diffdiff_fit import DiffDiffAutoFitControlStep
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
+from .blocks.diffdiff_make_map import DiffDiffMakeMapBesideInpaintingStep, DiffDiffMakeMapStep
 from .blocks.diffdiff_map import load_maps
+from .blocks.diffdiff_model_sources import DiffDiffMapTextStep
 from .blocks.diffdiff_overlay import DiffDiffCropStep, DiffDiffOverlayStep
 from .blocks.diffdiff_picture_checks import image_geometry
 from .blocks.diffdiff_pixels import lay_over
@@ -41,6 +43,7 @@ from .blocks.diffdiff_sdxl import (
 )
 from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffCheckInputsStep
 from .blocks.diffdiff_shape import DiffDiffShapeMapStep
+from .blocks.diffdiff_sources import DiffDiffMapSource
 from .blocks.diffdiff_trajectory import noise_levels
 
 
@@ -82,9 +85,10 @@ DIFFDIFF_BLOCKS["denoise"] = SDXLDiffDiffDenoiseLoop
 # What belongs to a prompt stays with it, and the run starts where the map first releases something.
 DIFFDIFF_BLOCKS["input"] = SDXLDiffDiffInputStep
 insert_before(DIFFDIFF_BLOCKS, "prepare_add_cond", "skip_frozen", DiffDiffSkipFrozenStep)
-# In front, as for every family: bad input is refused, the map shaped and read, and pictures of any size and number
-# brought along.
+# In front, as for every family: bad input is refused, the map made, shaped and read, and pictures of any size and
+# number brought along.
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "check_inputs", SDXLDiffDiffCheckInputsStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "make_map", DiffDiffMakeMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "shape_map", DiffDiffShapeMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "read_map", DiffDiffReadMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "crop_to_change", DiffDiffCropToChangeStep)
@@ -104,6 +108,7 @@ DIFFDIFF_CONTROLNET_BLOCKS["denoise"] = SDXLDiffDiffControlNetDenoiseLoop
 DIFFDIFF_AUTO_BLOCKS = DIFFDIFF_CONTROLNET_BLOCKS.copy()
 insert_before(DIFFDIFF_AUTO_BLOCKS, "text_encoder", "ip_adapter", automatic.StableDiffusionXLAutoIPAdapterStep)
 DIFFDIFF_AUTO_BLOCKS["denoise"] = SDXLDiffDiffAutoDenoiseStep
+DIFFDIFF_AUTO_BLOCKS["make_map"] = DiffDiffMakeMapBesideInpaintingStep
 
 
 _EXAMPLE = """

@@ -25,6 +25,7 @@ from .still_life import CHECKPOINT, COMPANIONS
 BLOCKS_REPO, CHECKPOINT_REPO = f"{OWNER}/sdxl", f"{OWNER}/still-life"
 _DOCUMENTS = ("README.md", "LICENSE", ".gitattributes")
 _CODE = ("presets.py", "families.py")
+_BLOCK_CODE = "map_blocks.py"
 _CONFIGS = ("modular_config.json", "modular_model_index.json", "mellon_pipeline_config.json")
 # Files that the Hub makes itself.
 _EMPTY_REPO = {".gitattributes", "README.md"}
@@ -61,6 +62,13 @@ assert "TODO" not in pipe.doc, "inputs without a sentence"
 inputs, workflows = pipe.blocks.inputs, pipe.blocks.available_workflows
 print(f"loads as {{name}}, with {{len(inputs)}} inputs and {{len(workflows)}} workflows")
 """
+_CHECK_BLOCK = """
+from diffusers import ModularPipelineBlocks
+block = ModularPipelineBlocks.from_pretrained(".", trust_remote_code=True)
+assert type(block).__name__ == "{block}", f"loads as {{type(block).__name__}}"
+assert "TODO" not in block.init_pipeline().doc, "inputs without a sentence"
+print(f"loads as {{type(block).__name__}}, with {{len(block.inputs)}} inputs")
+"""
 _CHECK_CHECKPOINT = """
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(".")
@@ -79,6 +87,27 @@ def blocks_of(name: str) -> Content:
         own=(*_CODE, "blocks/*.py", "pictures/*", *_CONFIGS, *_DOCUMENTS),
         mark="modular_config.json",
         marks=f'"{family.module}.{family.blocks}"',
+    )
+
+
+def block_of(name: str) -> Content:
+    """The repo of one block, by its name in `map_blocks.MAP_BLOCKS`.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    from .map_blocks import MAP_BLOCKS
+
+    if name not in MAP_BLOCKS:
+        raise UserError(f"--block is {name!r}; it takes one of {', '.join(MAP_BLOCKS)}.")
+    kind, repo = MAP_BLOCKS[name].__name__, f"{OWNER}/{name}"
+    return Content(
+        default_repo=repo,
+        assemble=lambda folder: _assemble_block(name, repo, folder),
+        check=_CHECK_BLOCK.format(block=kind),
+        own=(_BLOCK_CODE, "blocks/*.py", "modular_config.json", *_DOCUMENTS),
+        mark="modular_config.json",
+        marks=f'"map_blocks.{kind}"',
     )
 
 
@@ -115,6 +144,24 @@ def _assemble_blocks(family: Family, repo: str, folder: Path) -> None:
         for name in cards.PICTURES:
             shutil.copyfile(PACKAGE / "pictures" / name, folder / "pictures" / name)
     mellon.build_config(blocks, family.title, repo).save(folder)
+
+
+def _assemble_block(name: str, repo: str, folder: Path) -> None:
+    from diffusers.utils.dynamic_modules_utils import get_relative_imports
+
+    from . import cards
+    from .map_blocks import MAP_BLOCKS
+
+    block = MAP_BLOCKS[name]()
+    block.register_to_config(auto_map={"ModularPipelineBlocks": f"map_blocks.{type(block).__name__}"})
+    block.save_config(folder)
+    (folder / "blocks").mkdir()
+    for module in (
+        _BLOCK_CODE,
+        *(f"{path.replace('.', '/')}.py" for path in get_relative_imports(PACKAGE / _BLOCK_CODE)),
+    ):
+        shutil.copyfile(PACKAGE / module, folder / module)
+    (folder / "README.md").write_text(cards.block_card(name, block, repo), encoding="utf-8")
 
 
 def _assemble_checkpoint(folder: Path) -> None:

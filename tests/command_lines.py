@@ -46,6 +46,7 @@ PLACES = {
     "MAP": ("edit", "photo.png", "{}", PROMPT, "--steps", "1"),
     "--control-image": (*EDIT, "--control-image", "{}"),
     "--ip-adapter-image": (*EDIT, "--ip-adapter-image", "{}"),
+    "--mask": ("map", "photo.png", "--mask", "{}"),
 }
 BAR = re.compile(r"it/s\]|s/it\]|\d+%\|")
 PYTHON = re.compile(r"Traceback| at 0x[0-9a-f]+|<[\w.]+(?: object|class)|PIL\.Image|image\.convert")
@@ -237,7 +238,7 @@ def picture_rows() -> Iterator[Row]:
         for name in TRANSPARENT:
             yield Row(put(argument, name), 2, f"{argument} {name!r} is transparent in places")
         for name in DEEP:
-            if argument == "MAP":
+            if argument in ("MAP", "--mask"):
                 yield Row(put(argument, name))
             else:
                 yield Row(put(argument, name), 2, f"{argument} {name!r} has more than 8 bits")
@@ -253,7 +254,7 @@ def picture_rows() -> Iterator[Row]:
     yield Row(("edit", "-", "-", PROMPT), 2, "stdin can be read once", b"")
     yield Row((*EDIT, "--control-image", "-", "--ip-adapter-image", "-"), 2, "stdin can be read once", b"")
     yield Row((*EDIT, "--control-image", "tall.png"), said="it is stretched")
-    yield Row(put("MAP", "tall.png"), said="the map is stretched")
+    yield Row(put("MAP", "tall.png"), said="it is stretched")
     for argument in PLACES:
         yield Row(put(argument, "x" * 300), 2, "File name too long")
 

@@ -91,12 +91,13 @@ def test_every_input_and_output_has_a_type_and_a_sentence(blocks):
 
 def test_required_is_what_a_run_cannot_do_without():
     required = {param.name for param in SDXLDiffDiffBlocks().inputs if param.required}
-    assert required == {"prompt", "image", "diffdiff_map"}
+    assert required == {"prompt", "image"}  # of the sources of maps, any
+    assert set(SDXLDiffDiffBlocks().get_workflow("diffdiff").required_inputs) == {"prompt", "image", "diffdiff_map"}
     blocks = SDXLDiffDiffBlocks()
     blocks.sub_blocks.pop("text_encoder")
     blocks.sub_blocks.pop("image_encoder")
     required = {param.name for param in blocks.inputs if param.required}
-    assert required == {"prompt_embeds", "pooled_prompt_embeds", "image_latents", "diffdiff_map"}
+    assert required == {"prompt_embeds", "pooled_prompt_embeds", "image_latents"}
 
 
 @pytest.mark.parametrize("blocks", ["automatic", *(family.__name__ for family in FAMILIES)])

@@ -29,6 +29,7 @@ from modular_diffdiff import (
     families,
 )
 from modular_diffdiff.blocks.diffdiff_pixels import size_and_canvas
+from modular_diffdiff.blocks.diffdiff_sources import linear_gradient
 
 from .families import FAMILIES, LAYERED, MUSIC, NOT_OPENED, SHORT, TEXT_ONLY, VIDEO, denoiser_of, flow, parts_of
 from .helpers import adapter_weights, picture, relative, seeded
@@ -79,6 +80,15 @@ def workflow(name: str, workflow_name: str = "diffdiff") -> ModularPipelineBlock
     blocks = CLASSES[name]().get_workflow(workflow_name)
     for popped in FAMILIES[name].popped:
         blocks.sub_blocks.pop(popped)
+    return blocks
+
+
+def tree(name: str) -> ModularPipelineBlocks:
+    """All of a family's blocks, those that these tests do without left out."""
+    blocks = CLASSES[name]()
+    for branch in blocks.sub_blocks.values():
+        for popped in FAMILIES[name].popped:
+            branch.sub_blocks.pop(popped)
     return blocks
 
 
@@ -641,21 +651,24 @@ def test_without_a_map_a_pipeline_is_upstreams_bit_for_bit(name):
 @pytest.mark.parametrize("given", [{"overlay": True}, {"invert_diffdiff_map": True}, {"padding_map_crop": 8}])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_needs_a_map_is_refused_without_one(name, given):
-    blocks = CLASSES[name]()
-    for branch in blocks.sub_blocks.values():
-        for popped in FAMILIES[name].popped:
-            branch.sub_blocks.pop(popped)
+    blocks = tree(name)
     with pytest.raises(BadInputError, match=f"`{next(iter(given))}` is .*; it only applies with a `diffdiff_map`"):
         run(build(blocks, name), name, diffdiff_map=None, **given)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_whole_tree_with_a_map_is_its_workflow(name):
-    blocks = CLASSES[name]()
-    for branch in blocks.sub_blocks.values():
-        for popped in FAMILIES[name].popped:
-            branch.sub_blocks.pop(popped)
+    blocks = tree(name)
     assert torch.equal(run(build(blocks, name), name, diffdiff_map=HALF).images, run(ours(name), name).images)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_makes_a_map_is_as_good_as_the_map(name):
+    pipe, change_map = build(tree(name), name), linear_gradient(30, 64, 64)
+    expected = run(pipe, name, diffdiff_map=change_map).latents
+    assert torch.equal(run(pipe, name, diffdiff_map=None, map_gradient=30).latents, expected)
+    if "mask_image" not in FAMILIES[name].blocks().input_names:
+        assert torch.equal(run(pipe, name, diffdiff_map=None, mask_image=1 - change_map).latents, expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

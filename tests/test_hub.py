@@ -3,13 +3,16 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 from typer.testing import CliRunner
 
 from modular_diffdiff import publishing
 from modular_diffdiff.catalog import FAMILIES
 from modular_diffdiff.cli import app
+from modular_diffdiff.map_blocks import MAP_BLOCKS
 from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
 
 from .clients import files_in, run_command, run_python
@@ -149,7 +152,7 @@ def test_a_failed_upload_changes_nothing(hub, publish, repository, tmp_path):
         ([BLOCKS_REPO, "--revision", "other"], {}, "among it model.onnx"),
         ([BLOCKS_REPO, "--out", "folder"], {}, "--out needs --dry-run"),
         ([BLOCKS_REPO, "--dry-run", "--private"], {}, "--dry-run takes no --private"),
-        ([BLOCKS_REPO, "--checkpoint", "--family", "flux"], {}, "name two repositories"),
+        ([BLOCKS_REPO, "--checkpoint", "--family", "flux"], {}, "--family and --checkpoint name several repositories"),
         (["ada/-x"], {}, "REPO_ID 'ada/-x' is no repository's name"),
     ],
 )
@@ -297,3 +300,54 @@ def test_a_family_is_published_and_another_is_not_laid_over_it(hub, publish):
     assert b"families.FluxKontextDiffDiffAutoBlocks" in files["modular_config.json"].read()
     assert "is taken" in publish("ada/edits", "--family", "flux", code=2).stderr
     assert "it takes one of sdxl, sd3" in publish("ada/edits", "--family", "fluxx", code=2).stderr
+
+
+# Blocks alone
+
+
+@pytest.fixture(scope="session")
+def block_repos(hub, tmp_path_factory) -> list[str]:
+    for name in MAP_BLOCKS:
+        folder = tmp_path_factory.mktemp("block")
+        publishing.block_of(name).assemble(folder)
+        hub.add(f"ada/{name}", files_in(folder))
+    return list(MAP_BLOCKS)
+
+
+def test_blocks_load_by_their_names_and_work_together(hub, block_repos, tmp_path):
+    """What they make is what the package's own block makes; `test_sources.py` has them in front of inpainting."""
+    code = f"""
+    from diffusers import ModularPipelineBlocks
+    from PIL import Image
+    load = ModularPipelineBlocks.from_pretrained
+    blocks = {{name: load("ada/" + name, trust_remote_code=True) for name in {block_repos}}}
+    import sys
+    assert "modular_diffdiff" not in sys.modules
+    print(*(type(block).__name__ for block in blocks.values()))
+    from diffusers.modular_pipelines import SequentialPipelineBlocks
+    parts = {{name: blocks[name] for name in ("map-gradient", "shape-map", "map-to-mask")}}
+    pipe = SequentialPipelineBlocks.from_blocks_dict(parts).init_pipeline()
+    pipe(image=Image.new("RGB", (5, 4)), map_gradient=0, output="mask_image").save("mask.png")
+    """
+    said = run_python(code, hub, tmp_path)
+    assert said.split() == [kind.__name__ for kind in MAP_BLOCKS.values()]
+    pipe = MAP_BLOCKS["map-gradient"]().init_pipeline()
+    change_map = pipe(image=Image.new("RGB", (5, 4)), map_gradient=0, output="diffdiff_map")
+    mask = np.asarray(Image.open(tmp_path / "mask.png")) / 255
+    np.testing.assert_allclose(mask, 1 - change_map[0, 0], atol=0.5 / 255 + 1e-6)
+
+
+def test_a_blocks_repository_carries_what_it_needs_and_says_how_to_use_it(hub, publish):
+    publish("ada/words", "--block", "map-text")
+    files = hub.repositories["ada/words"].commits[hub.repositories["ada/words"].branches["main"]]
+    card = files["README.md"].read().decode()
+    assert 'from_pretrained("ada/words", trust_remote_code=True)' in card
+    assert "`text_segmenter` (a `CLIPSegForImageSegmentation`)" in card
+    assert "blocks/diffdiff_family.py" not in files
+    assert "is taken" in publish("ada/words", "--block", "map-depth", code=2).stderr
+    assert (
+        "--block is 'map-words'; it takes one of map-text"
+        in publish("ada/words", "--block", "map-words", code=2).stderr
+    )
+    both = publish("ada/words", "--block", "map-text", "--checkpoint", code=2).stderr
+    assert "--checkpoint and --block name several repositories" in both

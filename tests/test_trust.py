@@ -16,7 +16,10 @@ from .helpers import picture
 
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
-FILES = [PACKAGE / "presets.py", PACKAGE / "families.py", *(PACKAGE / "blocks").glob("*.py")]
+FILES = [
+    *(PACKAGE / name for name in ("presets.py", "families.py", "map_blocks.py")),
+    *(PACKAGE / "blocks").glob("*.py"),
+]
 LIBRARIES = {"torch", "numpy", "PIL", "diffusers", "transformers", "huggingface_hub"}
 STANDARD = {
     *("__future__", "collections", "copy", "dataclasses", "functools", "importlib", "inspect", "itertools", "os"),

@@ -16,9 +16,11 @@ from . import (
     diffdiff_docs,
     diffdiff_layout,
     diffdiff_map,
+    diffdiff_model_sources,
     diffdiff_picture_checks,
     diffdiff_pixels,
     diffdiff_refusals,
+    diffdiff_sources,
 )
 
 
@@ -41,6 +43,9 @@ def check_components(components, asked: Asked, needed: tuple[str, ...]) -> None:
     if "control_image" in asked.given and getattr(components, "controlnet", None) is None:
         instead = "set one with `pipe.update_components(controlnet=...)`"
         raise BadInputError(f"`control_image` is given, but no ControlNet is loaded; {instead}.")
+    for block in asked.blocks:
+        if isinstance(block, diffdiff_model_sources.DiffDiffModelMapSource):
+            block.check_models(components)
     missing = [name for name in asked.executed.component_names if name in needed and getattr(components, name) is None]
     if missing:
         instead = f"`pipe.load_components()`, or set them with `pipe.update_components({missing[0]}=...)`"
@@ -53,7 +58,8 @@ def check_components(components, asked: Asked, needed: tuple[str, ...]) -> None:
 
 def check_map(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
     """Refuses a missing map, and what does not go with one."""
-    if not asked.makes("diffdiff_map") and "diffdiff_map" not in asked.given:
+    sources = [block for block in asked.blocks if isinstance(block, diffdiff_sources.DiffDiffMapSource)]
+    if not sources and not asked.makes("diffdiff_map") and "diffdiff_map" not in asked.given:
         diffdiff_map.load_maps(None)
     for name in NOT_WITH_A_MAP:
         value = asked.get(name)
@@ -61,9 +67,21 @@ def check_map(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
             refuse(name, value, "nothing with a `diffdiff_map`, which would be elsewhere")
     if asked.get("output_type") == "latent" and not family.latent_output:
         refuse("output_type", "latent", "one of pil, np, pt with this model, whose decoder gives pictures alone")
-    if "mask_image" in asked.given:
+    if "mask_image" in asked.given and not any("mask_image" in source.needs for source in sources):
         instead = "a mask is a map of black and white, with `invert_diffdiff_map=True`"
         raise BadInputError(f"`mask_image` is given together with `diffdiff_map`: both say what changes; {instead}.")
+
+
+def check_sources(asked: Asked, prompts: int | None) -> None:
+    """Refuses what a source of maps cannot work with, as far as it is known before one is made."""
+    texts = asked.get("map_text")
+    if isinstance(texts, list):
+        diffdiff_asked.check_count("map_text", len(texts), prompts or len(texts))
+    if texts is None and "map_text_threshold" in asked.given:
+        raise BadInputError("`map_text_threshold` is given, but there is no `map_text` for it.")
+    there = "diffdiff_map" in asked.given or asked.makes("diffdiff_map")
+    if asked.get("invert_diffdiff_map") and not there:
+        raise BadInputError("`invert_diffdiff_map` is True, but no `diffdiff_map` is given that it would invert.")
 
 
 def check_overlay(asked: Asked) -> None:
@@ -287,6 +305,7 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
         check_map(asked, self.family)
         check_texts(asked, self.family.texts)
         prompts = diffdiff_asked.count_prompts(state)
+        check_sources(asked, prompts)
         check_embeddings(components, asked, self.family.embeddings, prompts)
         check_overlay(asked)
         check_original(components, asked, self.family, prompts)

@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "map_feather": 0.0,
     "map_seam": "across",
     "map_limits": (0.0, 1.0),
+    "map_combine": "keep",
 }
 # What values are taken, by name.
 KINDS: dict[str, diffdiff_kinds.Kind] = {}
@@ -106,8 +107,10 @@ _describe(
     control_image="The ControlNet's condition (edges, depth, ...), or one for each ControlNet or control mode. It "
     "steers the regions that the map releases; what the map keeps follows the original. Resized to the image, and "
     "padded and cut as it is.",
-    mask_image="The mask of inpainting, white changes. Not together with a change map: as one, it is a map of black "
-    "and white with `invert_diffdiff_map=True`.",
+    mask_image="The mask of inpainting, white changes. In pipelines that inpaint with one, it is not for a change "
+    "map: there, `diffdiff_map` takes it with `invert_diffdiff_map=True`. In all others it becomes a change map.",
+    map_difference="The photo that `image` was painted over, of the same size, or one for each image: where the two "
+    "differ, that much may change.",
 )
 _describe(
     diffdiff_kinds.change_maps(
@@ -116,6 +119,37 @@ _describe(
     ),
     diffdiff_map="The change map, or one for each image: white (1) keeps the original, black (0) lets everything "
     "change, grey (g) lets change begin after the share g of the steps.",
+)
+_describe(
+    diffdiff_kinds.names(),
+    map_text="What may change, in words, or one text for each image: a segmenter finds it, and the rest is kept.",
+)
+_describe(
+    diffdiff_kinds.number(0, 1),
+    map_text_threshold="Probability from which on what `map_text` finds may change wholly, and below which it is kept; "
+    "without one, probabilities are strengths.",
+)
+_describe(
+    diffdiff_kinds.points(),
+    map_points="Points on what may change; the rest is kept. A list of them is one object, a list of lists is several.",
+)
+_describe(
+    diffdiff_kinds.several(diffdiff_kinds.box()),
+    map_boxes="Boxes (left, top, right, bottom) in pixels around what may change, one for each object; the rest is "
+    "kept.",
+)
+_describe(
+    diffdiff_kinds.depths(),
+    map_depth="(kept, free): the depths between which the strength rises from 0 to 1, where 0 is the nearest in the "
+    "picture and 1 the farthest; either may be the larger one.",
+)
+_describe(
+    diffdiff_kinds.direction(),
+    map_gradient="A gradient of strength from 0 to 1: towards where it rises, or 'radial' from the edge to the middle.",
+)
+_describe(
+    diffdiff_kinds.choice("keep", "change"),
+    map_combine="How several maps become one: 'keep' what any of them keeps, or 'change' what any of them changes.",
 )
 _describe(
     diffdiff_kinds.span("two numbers in [0, 1], black below white by 0.001 or more", 0.001),
@@ -147,7 +181,7 @@ _describe(
 )
 _describe(
     diffdiff_kinds.flag(),
-    invert_diffdiff_map="Reads the map the other way round: white marks what changes.",
+    invert_diffdiff_map="Reads the `diffdiff_map` that is given the other way round: white marks what changes.",
     allow_paths="Whether a `diffdiff_map` that is a string is opened as a path or fetched as a URL. Turn it off where "
     "the string can be a stranger's: it would reach every file and every address that this machine does.",
     guess_mode="Lets the ControlNet act on the positive side alone, deeper layers weighing more.",

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from diffusers.modular_pipelines import (
-    AutoPipelineBlocks,
     ConditionalPipelineBlocks,
     LoopSequentialPipelineBlocks,
     ModularPipelineBlocks,
@@ -27,11 +26,13 @@ from . import (
     diffdiff_docs,
     diffdiff_fit,
     diffdiff_loop,
+    diffdiff_make_map,
     diffdiff_overlay,
     diffdiff_placement,
     diffdiff_prepare,
     diffdiff_saving,
     diffdiff_shape,
+    diffdiff_sources,
 )
 
 
@@ -81,6 +82,7 @@ def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTrai
     _note_grid(blocks, family)
     front = {
         "check_inputs": diffdiff_checks.DiffDiffCheckInputsStep(family),
+        "make_map": diffdiff_make_map.step_for(blocks, family),
         "shape_map": diffdiff_shape.DiffDiffShapeMapStep(family),
         "read_map": diffdiff_placement.DiffDiffReadMapStep(family),
         "crop_to_change": diffdiff_placement.DiffDiffCropToChangeStep(),
@@ -268,6 +270,8 @@ def required_of(block: ModularPipelineBlocks) -> tuple[dict[str, bool], set[str]
         if "image" not in made and made - set(names):
             needed.add("image")
         passed = {name for name in made & set(names) if PASSED_ON.fullmatch(name)}
+        if isinstance(block, diffdiff_sources.DiffDiffMapSource):
+            passed.discard("diffdiff_map")  # it joins one where there is one
         return {name: name in needed for name in names}, made - passed
     taken, made = {}, set()
     for child in block.sub_blocks.values():
@@ -309,11 +313,11 @@ class DiffDiffSequentialBlocks(diffdiff_saving.SavedWithCode, diffdiff_docs.Docu
         return DiffDiffSequentialBlocks.of(executed.sub_blocks, self.model_name)
 
 
-class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
-    """Blocks that obey a change map where one is given; `add_diffdiff` makes them.
+class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, ConditionalPipelineBlocks):
+    """Blocks that obey a change map where one is given or asked for; `add_diffdiff` makes them.
 
     Args:
-        opened: The blocks that run with a `diffdiff_map`.
+        opened: The blocks that run with a `diffdiff_map`, or with what `make_map` makes one of.
         blocks: Those that run without, any of upstream's.
         triggers: The inputs that select the workflow of `blocks` which starts from an image.
     """
@@ -326,9 +330,13 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, AutoPipelineBlocks):
         without_map = DiffDiffSequentialBlocks.of(InsertableDict(check | blocks.sub_blocks), blocks.model_name)
         self.block_classes = [opened, without_map]
         self.block_names = ["diffdiff", "without_map"]
-        self.block_trigger_inputs = ["diffdiff_map", None]
+        self.block_trigger_inputs = ["diffdiff_map", *opened.sub_blocks["make_map"].sub_blocks]
+        self.default_block_name = "without_map"
         self._workflow_map = _workflows(blocks._workflow_map or {}, triggers)
         super().__init__()
+
+    def select_block(self, **given: Any) -> str | None:
+        return "diffdiff" if any(value is not None for value in given.values()) else None
 
     @property
     def inputs(self) -> list[InputParam]:

@@ -5,6 +5,7 @@ Pure; nothing here knows of pipelines. The words complete "it takes ...", in the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -90,6 +91,16 @@ def texts() -> Kind:
     return Kind(str | list[str], "a text, or a list of texts that is not empty", accepts)
 
 
+def names() -> Kind:
+    """Texts that say something."""
+
+    def accepts(value: Any) -> bool:
+        said = value if isinstance(value, list) else [value]
+        return texts().accepts(value) and all(text.strip() for text in said)
+
+    return Kind(str | list[str], "a text that is not blank, or a list of such", accepts)
+
+
 def pair() -> Kind:
     def accepts(value: Any) -> bool:
         return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value))
@@ -107,6 +118,36 @@ def span(takes: str, least: float) -> Kind:
         return 0 <= low <= high <= 1 and high - low >= least
 
     return Kind(tuple[float, float], takes, accepts)
+
+
+def depths() -> Kind:
+    def accepts(value: Any) -> bool:
+        numbers = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
+        return numbers and all(0 <= one <= 1 for one in value) and abs(value[0] - value[1]) >= 0.001
+
+    return Kind(tuple[float, float], "two numbers in [0, 1] that differ by 0.001 or more", accepts)
+
+
+def direction() -> Kind:
+    def accepts(value: Any) -> bool:
+        return value == "radial" if isinstance(value, str) else is_number(value)
+
+    return Kind(float | str, "an angle in degrees, 0 to the right and 90 upwards, or 'radial'", accepts)
+
+
+def points() -> Kind:
+    def is_point(value: Any) -> bool:
+        listed = isinstance(value, (tuple, list)) and len(value) in (2, 3) and all(map(is_number, value))
+        return listed and min(value[:2]) >= 0 and all(label in (0, 1) for label in value[2:])
+
+    def lists(kind: Callable[[Any], bool], value: Any) -> bool:
+        return isinstance(value, (tuple, list)) and len(value) > 0 and all(map(kind, value))
+
+    def accepts(value: Any) -> bool:
+        return lists(is_point, value) or lists(functools.partial(lists, is_point), value)
+
+    takes = "a list of points (x, y) in pixels, or (x, y, 0) for what is not meant, or a list of such lists"
+    return Kind(list[tuple[int, ...]] | list[list[tuple[int, ...]]], takes, accepts)
 
 
 def box() -> Kind:

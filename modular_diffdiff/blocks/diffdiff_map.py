@@ -32,7 +32,7 @@ ACCEPTED = (
 )
 
 
-def load_maps(maps: Any, allow_paths: bool = True) -> list[torch.Tensor]:
+def load_maps(maps: Any, allow_paths: bool = True, name: str = "diffdiff_map") -> list[torch.Tensor]:
     """Reads change maps of any accepted kind.
 
     Args:
@@ -41,25 +41,24 @@ def load_maps(maps: Any, allow_paths: bool = True) -> list[torch.Tensor]:
             reduced to luma (BT.601). Tensors are bool or float.
         allow_paths: Whether paths are opened and URLs fetched; never where a stranger can choose them, as they reach
             whatever this machine reaches.
+        name: What errors call them.
 
     Returns:
         One (1, 1, H, W) float32 tensor in [0, 1] for each map.
 
     Raises:
         BadInputError: If a map cannot be read, is empty, has a wrong shape, number of channels or dtype, is transparent
-            anywhere, holds NaN or leaves [0, 1]. The message names `diffdiff_map`.
+            anywhere, holds NaN or leaves [0, 1]. The message names the input.
     """
     if maps is None:
-        raise BadInputError(f"`diffdiff_map` is missing; it takes {ACCEPTED}.")
+        raise BadInputError(f"`{name}` is missing; it takes {ACCEPTED}.")
     if isinstance(maps, (list, tuple)):
         if not maps:
-            raise BadInputError(f"`diffdiff_map` is an empty list; it takes {ACCEPTED}.")
+            raise BadInputError(f"`{name}` is an empty list; it takes {ACCEPTED}.")
         return [
-            tensor
-            for index, item in enumerate(maps)
-            for tensor in _load_one(item, f"`diffdiff_map[{index}]`", allow_paths)
+            tensor for index, item in enumerate(maps) for tensor in _load_one(item, f"`{name}[{index}]`", allow_paths)
         ]
-    return _load_one(maps, "`diffdiff_map`", allow_paths)
+    return _load_one(maps, f"`{name}`", allow_paths)
 
 
 def _load_one(item: Any, name: str, allow_paths: bool) -> list[torch.Tensor]:
@@ -168,15 +167,15 @@ def resize_map(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return average_over_grid(values, (height, width), tuple(values.shape[-2:]))
 
 
-def warn_of_stretching(maps: list[torch.Tensor], height: int, width: int) -> None:
+def warn_of_stretching(maps: list[torch.Tensor], height: int, width: int, name: str = "diffdiff_map") -> None:
     """Says so where a map, (1, 1, H, W), has another ratio than the image."""
     for values in maps:
         map_height, map_width = values.shape[-2:]
         # half a pixel of rounding is no other ratio
         if abs(map_height * width - map_width * height) > 0.5 * max(height, width):
             warnings.warn(
-                f"`diffdiff_map` is {map_width} x {map_height} pixels and the image {width} x {height}: the map is "
-                "stretched to the image.",
+                f"`{name}` is {map_width} x {map_height} pixels and the image {width} x {height}: it is stretched to "
+                "the image.",
                 stacklevel=2,
             )
 

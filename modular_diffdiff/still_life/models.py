@@ -23,13 +23,20 @@ from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import (
     CLIPImageProcessor,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
 )
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from .controls import CONTROL_TYPES
 from .scene import BACKGROUNDS, COLOURS, KINDS
@@ -222,3 +229,69 @@ def ip_adapter_weights(adapter: nn.ModuleDict) -> dict[str, torch.Tensor]:
             name = name.replace(ours, theirs)
         weights[name] = weight
     return weights
+
+
+# Both see values from -1 to 1.
+_PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+def build_text_segmenter(tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentation:
+    """CLIPSeg, on 16 x 16 patches of 256 x 256 pixels, with the decoder that draws finer than its patches."""
+    config = CLIPSegConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": MAX_TOKENS,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 256,
+            "patch_size": 16,
+        },
+        projection_dim=64,
+        extract_layers=[0, 1, 3],
+        reduce_dim=64,
+        decoder_num_attention_heads=4,
+        decoder_intermediate_size=128,
+        use_complex_transposed_convolution=True,
+    )
+    model = CLIPSegForImageSegmentation(config)
+    decoder = model.decoder
+    # upstream leaves these at a standard deviation of 1, as it only ever loads them
+    for module in (decoder.film_mul, decoder.film_add, *decoder.reduces, *decoder.transposed_convolution):
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model
+
+
+def build_text_segmenter_processor(tokenizer: CLIPTokenizer) -> CLIPSegProcessor:
+    return CLIPSegProcessor(ViTImageProcessorPil(size={"height": 256, "width": 256}, **_PIXELS), tokenizer)
+
+
+def build_depth_estimator() -> DPTForDepthEstimation:
+    """DPT (Ranftl et al., arXiv 2103.13413), on 8 x 8 patches of 128 x 128 pixels; its depth is twice as fine."""
+    config = DPTConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=128,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[24, 32, 48, 64],
+        fusion_hidden_size=32,
+    )
+    return DPTForDepthEstimation(config)
+
+
+def build_depth_estimator_processor() -> DPTImageProcessorPil:
+    return DPTImageProcessorPil(size={"height": 128, "width": 128}, **_PIXELS)

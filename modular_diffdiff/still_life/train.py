@@ -98,7 +98,7 @@ def render_originals(work: Path, count: int, size: int) -> np.ndarray:
     return cached(path, "originals", in_parallel(partial(_render_original, size=size), count), count)
 
 
-def _pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
+def scene_pixels(scenes: np.ndarray, indices: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(scenes[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -270,7 +270,7 @@ def encode(vae, scenes: np.ndarray, path: Path) -> torch.Tensor:
     if not path.exists():
         device = next(vae.parameters()).device
         batches = tqdm(torch.arange(len(scenes)).split(64), "latents")
-        latents = torch.cat([vae.encode(_pixels(scenes, i).to(device)).latent_dist.mean.cpu() for i in batches])
+        latents = torch.cat([vae.encode(scene_pixels(scenes, i).to(device)).latent_dist.mean.cpu() for i in batches])
         torch.save(latents, f"{path}.partial")
         os.replace(f"{path}.partial", path)
     return torch.load(path)
@@ -449,7 +449,7 @@ def train_judge(scenes: np.ndarray, work: Path, device: str, steps: int, batch: 
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         indices = torch.randint(len(scenes), (batch,), generator=generator)
-        pixels = shrink(_pixels(scenes, indices))
+        pixels = shrink(scene_pixels(scenes, indices))
         soft = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
         pixels = torch.lerp(pixels, soft, torch.rand(batch, 1, 1, 1, generator=generator))
         loudness = 0.05 * torch.rand(batch, 1, 1, 1, generator=generator)
