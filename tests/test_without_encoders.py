@@ -117,7 +117,7 @@ def test_encoders_go_from_both_branches_and_the_given_blocks_stay():
     for branch in trimmed.sub_blocks.values():
         assert not {"text_encoder", "image_encoder", "vae_encoder"} & set(branch.sub_blocks)
     assert "text_encoder" in blocks.sub_blocks["diffdiff"].sub_blocks
-    required = {"prompt_embeds", "pooled_prompt_embeds", "image_latents", "diffdiff_map"}
+    required = {"prompt_embeds", "pooled_prompt_embeds", "image_latents"}
     assert set(without_encoders(SDXLDiffDiffBlocks(), "prompt_embeds", "image_latents").required_inputs) == required
 
 
