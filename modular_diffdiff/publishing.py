@@ -94,7 +94,7 @@ def block_of(name: str) -> Content:
     """The repo of one block, by its name in `map_blocks.MAP_BLOCKS`.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If no block has this name.
     """
     from .map_blocks import MAP_BLOCKS
 

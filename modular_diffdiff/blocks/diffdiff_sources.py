@@ -79,7 +79,7 @@ class DiffDiffMapSource(diffdiff_block.DiffDiffBlock):
         raise NotImplementedError
 
     def pictures(self, block_state) -> list[Any]:
-        """The images, of which there must be one."""
+        """The images; without one there is nothing to look at."""
         if block_state.image is None:
             takes = diffdiff_docs.KINDS["image"].takes
             raise BadInputError(f"`image` is missing, which `{self.needs[0]}` looks at; it takes {takes}.")

@@ -70,7 +70,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> tuple[str, list[bool] | None]
 
 
 def segment(model: CLIPSegForImageSegmentation, pixels: torch.Tensor, tokens) -> torch.Tensor:
-    """(B, H, W) logits, of which upstream's forward trains the decoder alone."""
+    """(B, H, W) logits, as upstream's forward gives them, which lets gradients reach the decoder alone."""
     clip, extracted = model.clip, model.extract_layers
     states = clip.vision_model(pixels, output_hidden_states=True).hidden_states
     text = clip.text_projection(clip.text_model(**tokens).pooler_output)
