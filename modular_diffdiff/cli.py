@@ -66,6 +66,7 @@ Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure."
 )
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; they are refused otherwise.")]
+ImageToEdit = Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")]
 # How a map is shaped, in every command that has one.
 Grow = Annotated[
     float, typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks.")
@@ -151,7 +152,7 @@ def demo(
 
 @app.command()
 def edit(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")],
+    image: ImageToEdit,
     change_map: Annotated[
         str,
         typer.Argument(metavar="MAP", help="Path or URL of the change map, or -: white keeps, black changes."),
@@ -369,7 +370,7 @@ def edit(
 
 @app.command("map")
 def make_map(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")],
+    image: ImageToEdit,
     text: Annotated[str | None, typer.Option(metavar="TEXT", help="What may change, in words.")] = None,
     threshold: Annotated[
         float | None,
@@ -470,8 +471,8 @@ def make_map(
         models = {name: named[option] for name, option in maps.OPTIONS.items() if name in inputs}
         if not inputs.keys() - {"map_text_threshold"} and mask is None and difference is None:
             raise loading.UserError("Nothing says what may change: give --text, --gradient or another of its kind.")
-        shaping = dict(zip(maps.SHAPING, (levels, gamma, grow, feather, seam, limits), strict=True))
-        inputs |= {"map_combine": combine, **shaping}
+        inputs |= {"map_combine": combine, "map_levels": levels, "map_gamma": gamma, "map_grow": grow}
+        inputs |= {"map_feather": feather, "map_seam": seam, "map_limits": limits}
         editing.check_inputs(inputs)
         for name, location in models.items():
             if location is None:

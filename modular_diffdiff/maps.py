@@ -15,7 +15,6 @@ from PIL import ImageDraw, ImageFont
 from . import editing, loading
 
 
-SHAPING = ("map_levels", "map_gamma", "map_grow", "map_feather", "map_seam", "map_limits")
 # The option that names a model, by the input that needs it.
 OPTIONS = {
     "map_text": "--segmenter",

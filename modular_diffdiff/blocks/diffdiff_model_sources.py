@@ -120,7 +120,8 @@ class DiffDiffMapTextStep(DiffDiffModelMapSource):
 class DiffDiffSegmentAnythingSource(DiffDiffModelMapSource):
     """A source that asks a model of SAM's kind (Kirillov et al., arXiv 2304.02643).
 
-    Each picture of a batch is asked for the same objects.
+    Each picture of a batch is asked for the same objects. Subclasses define `prompts(block_state, size)`, which gives
+    what the model's processor takes, for each object.
     """
 
     models = {
@@ -134,10 +135,6 @@ class DiffDiffSegmentAnythingSource(DiffDiffModelMapSource):
         objects = [[segment(components, picture, prompt) for prompt in prompts] for picture in pictures]
         found = torch.stack([torch.stack(masks).amax(0) for masks in objects])
         return self.keep_but(found, ["an object"] * len(pictures))
-
-    def prompts(self, block_state, size: tuple[int, int]) -> list[dict[str, list]]:
-        """What the processor takes, for each object."""
-        raise NotImplementedError
 
 
 def segment(components, picture: PIL.Image.Image, prompt: dict[str, list]) -> torch.Tensor:

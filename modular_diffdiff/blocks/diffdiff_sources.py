@@ -75,9 +75,6 @@ class DiffDiffMapSource(diffdiff_block.DiffDiffBlock):
             keep = combine(known, keep, block_state.map_combine)
         block_state.diffdiff_map, block_state.invert_diffdiff_map = keep, False
 
-    def make(self, components, block_state, size: tuple[int, int]) -> torch.Tensor:
-        raise NotImplementedError
-
     def pictures(self, block_state) -> list[Any]:
         """The images; without one there is nothing to look at."""
         if block_state.image is None:
