@@ -490,7 +490,9 @@ def make_map(
         editing.write_png(maps.as_png(made), out, overwrite, maps.describe(request))
         typer.echo(_printable(out))
         if preview is not None:
-            shown = maps.draw_preview(read["IMAGE"].pixels, made if invert else 1 - made)
+            from .blocks.diffdiff_preview import draw_preview
+
+            shown = draw_preview(read["IMAGE"].pixels, made if invert else 1 - made)
             editing.write_png(shown, preview, overwrite)
             typer.echo(_printable(preview))
 

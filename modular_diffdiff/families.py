@@ -21,12 +21,14 @@ from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
 from .blocks.diffdiff_make_map import DiffDiffMakeMapStep
 from .blocks.diffdiff_map import load_maps
+from .blocks.diffdiff_match import DiffDiffMatchColorsStep
 from .blocks.diffdiff_model_sources import DiffDiffMapTextStep
 from .blocks.diffdiff_overlay import DiffDiffOverlayStep
 from .blocks.diffdiff_picture_checks import image_geometry
 from .blocks.diffdiff_pixels import lay_over
 from .blocks.diffdiff_placement import Placement
 from .blocks.diffdiff_prepare import DiffDiffPrepareStep
+from .blocks.diffdiff_preview import DiffDiffPreviewMapStep
 from .blocks.diffdiff_refusals import BadInputError
 from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_shape import DiffDiffShapeMapStep

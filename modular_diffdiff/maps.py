@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from PIL import ImageDraw, ImageFont
 
 from . import editing, loading
 
@@ -22,9 +21,6 @@ OPTIONS = {
     "map_boxes": "--mask-generator",
     "map_depth": "--depth-estimator",
 }
-# Of the preview: what changes wholly is of this colour, over a grey picture.
-CHANGED, OPACITY = (214, 39, 40), 0.75
-LEGEND, MARGIN = 48, 16
 
 
 @dataclass(frozen=True)
@@ -90,32 +86,6 @@ def load_models(locations: dict[str, str]) -> dict[str, Any]:
 def as_png(values: np.ndarray) -> PIL.Image.Image:
     """A map in [0, 1] as a picture of 16 bits, which `edit` reads as it was to 1 / 131,070."""
     return PIL.Image.fromarray(np.rint(65_535 * values).astype(np.uint16))
-
-
-def draw_preview(image: PIL.Image.Image, strengths: np.ndarray) -> PIL.Image.Image:
-    """A picture in grey, redder the more each pixel may change, above a scale from kept to free.
-
-    Args:
-        strengths: (H, W) in [0, 1], of the picture's size: 0 where it is kept, 1 where all may change.
-    """
-    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
-    shown = PIL.Image.fromarray(_tint(grey, strengths))
-    sheet = PIL.Image.new("RGB", (shown.width, shown.height + LEGEND), "white")
-    sheet.paste(shown)
-    length = max(shown.width - 2 * MARGIN, 1)
-    ramp = np.tile(np.linspace(0, 1, length), (LEGEND // 4, 1))
-    top = shown.height + LEGEND // 8
-    sheet.paste(PIL.Image.fromarray(_tint(np.full((*ramp.shape, 3), 200, np.float32), ramp)), (MARGIN, top))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LEGEND // 3)
-    for text, place, anchor in (("kept", MARGIN, "lt"), ("free", MARGIN + length, "rt")):
-        draw.text((place, top + LEGEND // 4 + 4), text, (32, 32, 32), font, anchor=anchor)
-    return sheet
-
-
-def _tint(pixels: np.ndarray, strengths: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of pixels in [0, 255] under the colour of what changes."""
-    weights = OPACITY * strengths[..., None]
-    return np.rint((1 - weights) * pixels + weights * np.array(CHANGED)).astype(np.uint8)
 
 
 def describe(request: Request) -> dict[str, Any]:

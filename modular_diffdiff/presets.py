@@ -23,12 +23,14 @@ from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
 from .blocks.diffdiff_make_map import DiffDiffMakeMapBesideInpaintingStep, DiffDiffMakeMapStep
 from .blocks.diffdiff_map import load_maps
+from .blocks.diffdiff_match import DiffDiffMatchColorsStep
 from .blocks.diffdiff_model_sources import DiffDiffMapTextStep
 from .blocks.diffdiff_overlay import DiffDiffCropStep, DiffDiffOverlayStep
 from .blocks.diffdiff_picture_checks import image_geometry
 from .blocks.diffdiff_pixels import lay_over
 from .blocks.diffdiff_placement import DiffDiffCropToChangeStep, DiffDiffReadMapStep
 from .blocks.diffdiff_prepare import DiffDiffSkipFrozenStep
+from .blocks.diffdiff_preview import DiffDiffPreviewMapStep
 from .blocks.diffdiff_refusals import BadInputError
 from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_sdxl import (
@@ -91,10 +93,13 @@ insert_before(DIFFDIFF_BLOCKS, "text_encoder", "check_inputs", SDXLDiffDiffCheck
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "make_map", DiffDiffMakeMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "shape_map", DiffDiffShapeMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "read_map", DiffDiffReadMapStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "show_map", DiffDiffPreviewMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "crop_to_change", DiffDiffCropToChangeStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "fit", SDXLDiffDiffFitStep)
-# Behind, as for every family: pictures come back at their size, and pixels that are kept as they were.
+# Behind, as for every family: pictures come back at their size and in the original's colours, and pixels that are kept
+# as they were.
 DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep
+DIFFDIFF_BLOCKS["match_colors"] = DiffDiffMatchColorsStep
 DIFFDIFF_BLOCKS["overlay"] = DiffDiffOverlayStep
 
 DIFFDIFF_CONTROLNET_BLOCKS = DIFFDIFF_BLOCKS.copy()

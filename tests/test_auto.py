@@ -123,7 +123,7 @@ def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
     adapter, control = "ip_adapter_image" in given, "control_image" in given
     executed = blocks.get_execution_blocks(**dict.fromkeys((*given, "prompt", "image", "diffdiff_map"), True))
     assert [name.split(".")[0] for name in executed.sub_blocks] == [
-        *("check_inputs", "shape_map", "read_map", "crop_to_change", "fit"),
+        *("check_inputs", "shape_map", "read_map", "show_map", "crop_to_change", "fit"),
         *(["fit_control"] if control else []),
         *(["ip_adapter"] if adapter else []),
         *BASE,
@@ -131,6 +131,7 @@ def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
         "denoise",
         "decode",
         "crop",
+        "match_colors",
         "overlay",
     ]
     classes = {type(block).__name__ for block in executed.sub_blocks.values()}

@@ -115,7 +115,7 @@ def theirs(name: str, **replaced):
 def undecoded(pipe):
     """Without the blocks behind the loop and its unpacking: some of upstream's decoders write into the latents."""
     for key in list(pipe.blocks.sub_blocks):
-        if key.split(".")[0] in ("decode", "crop", "overlay"):
+        if key.split(".")[0] in ("decode", "crop", "match_colors", "overlay"):
             pipe._blocks.sub_blocks.pop(key)
     return pipe
 

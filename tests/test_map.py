@@ -18,6 +18,7 @@ from PIL import Image
 
 from modular_diffdiff import BadInputError
 from modular_diffdiff.blocks.diffdiff_map import (
+    SCHEDULES,
     average_over_grid,
     keep_on_grid,
     load_maps,
@@ -27,6 +28,7 @@ from modular_diffdiff.blocks.diffdiff_map import (
     resize_map,
     warn_of_stretching,
 )
+from modular_diffdiff.blocks.diffdiff_trajectory import original_weights
 
 from .helpers import diffdiff, picture
 
@@ -264,6 +266,24 @@ def test_by_timestep_an_element_is_released_by_the_rule_of_comfyui(keep, timeste
     changes = [mask >= Fraction(t - 0, timesteps[0] - 0) for t in timesteps]
     expected = len(timesteps) if keep == 1 or not any(changes) else changes.index(True)
     assert release_by_timestep(torch.tensor(float(keep)), torch.tensor(timesteps)).item() == expected
+
+
+@given(
+    keep=st.fractions(0, Fraction(254, 255), max_denominator=255),
+    softness=st.fractions(0, 1, max_denominator=20),
+    timesteps=st.lists(st.integers(1, 999), min_size=1, max_size=20, unique=True),
+    schedule=st.sampled_from(["step", "timestep"]),
+)
+def test_the_weights_of_every_step_are_those_of_comfyuis_node(keep, softness, timesteps, schedule):
+    """Of strength s, its mask of a step is s * (mask >= threshold) + (1 - s) * mask; the original has the rest."""
+    timesteps, mask, s = sorted(timesteps, reverse=True), 1 - keep, 1 - softness
+    by_step = [1 - Fraction(i, len(timesteps)) for i in range(len(timesteps))]
+    thresholds = by_step if schedule == "step" else [Fraction(t, timesteps[0]) for t in timesteps]
+    expected = [float(1 - (s * (mask >= threshold) + (1 - s) * mask)) for threshold in thresholds]
+    kept = torch.tensor([float(keep)])
+    release = SCHEDULES[schedule](kept, torch.tensor(timesteps))
+    weights = [original_weights(release > i, kept, float(softness)).item() for i in range(len(timesteps))]
+    assert weights == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("release", [release_by_step, release_by_timestep])

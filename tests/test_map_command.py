@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from modular_diffdiff import maps
+from modular_diffdiff.blocks import diffdiff_preview
 from modular_diffdiff.blocks.diffdiff_map import load_maps
 from modular_diffdiff.blocks.diffdiff_shape import shape
 from modular_diffdiff.blocks.diffdiff_sources import keep_where_alike, linear_gradient, radial_gradient
@@ -97,9 +97,12 @@ def test_the_preview_is_redder_the_more_may_change():
     shown = np.asarray(Image.open("shown.png")).astype(float)[:HEIGHT]
     grey = np.asarray(Image.open("photo.png").convert("L")).astype(float)[..., None]
     strength = 1 - radial_gradient(HEIGHT, WIDTH)[0, 0, ..., None].numpy()
-    expected = grey * (1 - maps.OPACITY * strength) + np.array(maps.CHANGED) * maps.OPACITY * strength
+    expected = (
+        grey * (1 - diffdiff_preview.OPACITY * strength)
+        + np.array(diffdiff_preview.CHANGED) * diffdiff_preview.OPACITY * strength
+    )
     assert abs(shown - expected).max() <= 0.51
-    inverted = maps.draw_preview(Image.open("photo.png"), np.ones((HEIGHT, WIDTH)))
+    inverted = diffdiff_preview.draw_preview(Image.open("photo.png"), np.ones((HEIGHT, WIDTH)))
     assert inverted.height > HEIGHT  # the scale stands below
 
 

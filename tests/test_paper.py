@@ -23,16 +23,21 @@ MAPS = {
 
 
 @torch.no_grad()
-def paper(components, scheduler, state, guidance_scale, generator):
-    """For each step: overwrite what is frozen with the noised original, denoise everything, take the step."""
+def paper(components, scheduler, state, guidance_scale, generator, softness=0.0):
+    """For each step: overwrite what is frozen with the noised original, denoise everything, take the step.
+
+    With softness, the step's mask, white where it changes, is that of ComfyUI's node.
+    """
     unet = components["unet"]
     x0, noise, release = state.image_latents, state.noise, state.release_steps
     scheduler.set_timesteps(STEPS)
     step_options = {"generator": generator} if isinstance(scheduler, EulerAncestralDiscreteScheduler) else {}
+    mask = 1 - keep_on_grid([state.diffdiff_map[None, None]], (32, 32), (4, 4), (32, 32))
     latents = None
     for i, t in enumerate(scheduler.timesteps):
         noised = scheduler.add_noise(x0, noise, t[None])
-        latents = noised if latents is None else torch.where(i < release, noised, latents)
+        node = (1 - softness) * (i >= release) + softness * mask
+        latents = noised if latents is None else node * latents + (1 - node) * noised
         scaled = scheduler.scale_model_input(latents, t)
 
         def denoise(prompt_embeds, pooled, time_ids, scaled=scaled, t=t):
@@ -73,6 +78,24 @@ def test_without_restore_the_pipeline_is_the_papers_algorithm(tiny, scheduler_cl
     torch.randn(state.image_latents.shape, generator=replay)
     assert torch.equal(torch.randn(state.noise.shape, generator=replay), state.noise)
     expected = paper(tiny, scheduler_class.from_config(scheduler.config), state, guidance_scale, replay)
+    assert relative(state.latents, expected) < 1e-5
+
+
+@pytest.mark.parametrize("softness", [0.3, 1.0])
+@pytest.mark.parametrize("map_name", MAPS)
+def test_softness_mixes_the_original_in_as_comfyuis_node_does(tiny, map_name, softness):
+    pipe = diffdiff(tiny, without=("skip_frozen",), restore=False, scheduler=EulerDiscreteScheduler(**SDXL_BETAS))
+    state = pipe(
+        prompt="a pear",
+        image=picture(),
+        diffdiff_map=MAPS[map_name],
+        diffdiff_softness=softness,
+        num_inference_steps=STEPS,
+        generator=seeded(),
+        output_type="latent",
+    )
+    scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    expected = paper(tiny, scheduler, state, pipe.guider.guidance_scale, None, softness)
     assert relative(state.latents, expected) < 1e-5
 
 

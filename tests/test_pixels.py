@@ -143,6 +143,17 @@ def test_the_changed_side_is_the_edits_own_but_for_the_seam(tiny):
     assert (feathered[:, 20:24] != plain[:, 20:24]).any()
 
 
+@pytest.mark.parametrize("feather", [0, 4])
+def test_the_overlay_grows_into_what_changes(tiny, feather):
+    keep, image = half(), picture(HEIGHT, WIDTH)
+    keep[10:20, 20:30] = 0.5  # greys are grown over too
+    options = {"diffdiff_map": keep, "image": image}
+    plain = as_file(run(diffdiff(tiny), **options).images[0])
+    grown = as_file(run(diffdiff(tiny), **options, overlay=True, overlay_grow=5, overlay_feather=feather).images[0])
+    np.testing.assert_array_equal(grown[:, :25], as_file(image)[:, :25])
+    np.testing.assert_array_equal(grown[:, 25 + feather :], plain[:, 25 + feather :])
+
+
 def test_what_is_kept_in_part_is_not_blended_twice(tiny):
     keep = np.minimum(half() + 0.5, 1)
     plain = as_file(run(diffdiff(tiny), diffdiff_map=keep).images[0])

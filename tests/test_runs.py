@@ -201,6 +201,17 @@ def test_by_timestep_the_noise_level_decides(tiny):
     assert first == below[0]
 
 
+@pytest.mark.parametrize("scheduler_class", [EulerDiscreteScheduler, HeunDiscreteScheduler])
+def test_softness_leaves_what_is_kept_exact_and_draws_the_rest_to_the_original(tiny, scheduler_class):
+    keep = torch.tensor([1.0, 0.6, 0.3, 0.0]).repeat_interleave(8).repeat(32, 1)
+    pipe = diffdiff(tiny, scheduler=scheduler_class(**SDXL_BETAS))
+    hard, soft = (run(pipe, diffdiff_map=keep, diffdiff_softness=softness) for softness in (0, 1))
+    assert torch.equal(soft.latents[..., 0], soft.image_latents[..., 0])
+    moved = [(state.latents - state.image_latents).abs().mean((0, 1, 2)) for state in (hard, soft)]
+    assert (moved[1][1:3] < 0.9 * moved[0][1:3]).all()
+    assert torch.equal(run(pipe, diffdiff_map=keep).latents, hard.latents)  # nothing happens by default
+
+
 # What goes wrong
 
 

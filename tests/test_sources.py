@@ -29,10 +29,11 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import modular_diffdiff
 from modular_diffdiff import BadInputError, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
+from modular_diffdiff.blocks.diffdiff_preview import draw_preview
 from modular_diffdiff.blocks.diffdiff_sources import combine, keep_where_alike, linear_gradient, radial_gradient
 from modular_diffdiff.still_life.models import build_tokenizer
 
-from .helpers import build, picture, seeded
+from .helpers import build, diffdiff, picture, seeded
 
 
 SIDES = st.integers(2, 12)
@@ -376,3 +377,25 @@ def test_a_depth_that_is_not_finite_is_refused(estimator, monkeypatch):
     )
     with pytest.raises(BadInputError, match=r"`map_depth` cannot be used: the depth .* is not finite"):
         make("DiffDiffMapDepthStep", estimator, image=picture(), map_depth=(0, 1))
+
+
+# The preview
+
+
+def test_the_preview_shows_each_map_of_a_batch_as_it_counts(tiny):
+    images, maps = [picture(seed=0), picture(seed=1)], [torch.ones(32, 32), torch.zeros(16, 16)]
+    state = diffdiff(tiny)(
+        prompt=["a pear"] * 2,
+        image=images,
+        diffdiff_map=maps,
+        strength=0.5,
+        preview_map=True,
+        num_inference_steps=1,
+        generator=seeded(),
+    )
+    for image, shown, strength in zip(images, state.map_preview, (0.0, 0.5), strict=True):
+        assert shown.height > 32 == shown.width
+        np.testing.assert_array_equal(
+            np.asarray(shown)[:32], np.asarray(draw_preview(image, np.full((32, 32), strength)))[:32]
+        )
+    assert diffdiff(tiny)(prompt="a pear", image=images[0], diffdiff_map=maps[0]).map_preview is None

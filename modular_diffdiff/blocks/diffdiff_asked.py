@@ -8,7 +8,7 @@ from . import diffdiff_block, diffdiff_docs, diffdiff_loop, diffdiff_refusals
 
 
 # Made by our blocks for one another: the block of ours that makes it.
-MAKERS = {"placement": "DiffDiffReadMapStep"} | dict.fromkeys(diffdiff_loop.TRAJECTORY_INPUTS, "DiffDiffPrepareStep")
+MAKERS = {"placement": "DiffDiffReadMapStep"} | dict.fromkeys(diffdiff_loop.INJECT_INPUTS, "DiffDiffPrepareStep")
 
 BadInputError, refuse = diffdiff_refusals.BadInputError, diffdiff_refusals.refuse
 

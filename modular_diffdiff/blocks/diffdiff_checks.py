@@ -84,17 +84,22 @@ def check_sources(asked: Asked, prompts: int | None) -> None:
         raise BadInputError("`invert_diffdiff_map` is True, but no `diffdiff_map` is given that it would invert.")
 
 
+def check_pictures(asked: Asked) -> None:
+    """Refuses what works on pictures where there are none."""
+    asked_for = [asked.lays_over, *(name for name in ("match_colors", "preview_map") if asked.get(name))]
+    for name in filter(None, asked_for):
+        if "image" not in asked.given:
+            raise BadInputError(f"`{name}` is given, but there is no `image` for it.")
+        if asked.get("output_type") == "latent" and name != "preview_map":
+            raise BadInputError(f"`{name}` needs pictures; `output_type` is 'latent'.")
+
+
 def check_overlay(asked: Asked) -> None:
     """Refuses overlays and boxes that there is nothing for, or whose blocks are gone."""
-    lays_over = asked.lays_over
-    if lays_over is None:
-        if asked.get("overlay_feather"):
-            raise BadInputError("`overlay_feather` is given, but there is no `overlay` for it.")
-        return
-    if "image" not in asked.given:
-        raise BadInputError(f"`{lays_over}` needs the `image` whose pixels come back.")
-    if asked.get("output_type") == "latent":
-        raise BadInputError(f"`{lays_over}` needs pictures; `output_type` is 'latent'.")
+    if asked.lays_over is None:
+        for name in ("overlay_grow", "overlay_feather"):
+            if asked.get(name):
+                raise BadInputError(f"`{name}` is given, but there is no `overlay` for it.")
     if "padding_map_crop" not in asked.given:
         return
     cuts = any({"padding_map_crop", "image"} <= set(block.input_names) for block in asked.blocks)
@@ -307,6 +312,7 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
         prompts = diffdiff_asked.count_prompts(state)
         check_sources(asked, prompts)
         check_embeddings(components, asked, self.family.embeddings, prompts)
+        check_pictures(asked)
         check_overlay(asked)
         check_original(components, asked, self.family, prompts)
         check_schedule(components.scheduler, asked)

@@ -22,7 +22,11 @@ DEFAULTS: dict[str, Any] = {
     "output_type": "pil",
     "strength": 1.0,
     "diffdiff_schedule": "step",
+    "diffdiff_softness": 0.0,
+    "overlay_grow": 0,
     "overlay_feather": 0,
+    "match_colors": False,
+    "preview_map": False,
     "allow_paths": True,
     "map_levels": (0.0, 1.0),
     "map_gamma": 1.0,
@@ -81,7 +85,9 @@ _describe(
     padding_map_crop="Edits only the box that the map changes, with this many pixels around it, and lays the rest "
     "over; `height` and `width` are then the box's. One box serves the batch.",
     padding_mask_crop="Inpaints only the box that the mask changes, with this many pixels around it.",
-    overlay_feather="Width in pixels of the seam in which the overlay fades; it lies in what changes.",
+    overlay_grow="How many pixels into what changes the original's own pixels come back, on every side.",
+    overlay_feather="Width in pixels of the seam in which the overlay fades, behind `overlay_grow`; it lies in what "
+    "changes.",
 )
 _describe(
     diffdiff_kinds.unchecked(int),
@@ -187,6 +193,9 @@ _describe(
     guess_mode="Lets the ControlNet act on the positive side alone, deeper layers weighing more.",
     overlay="Lays the original's own pixels over the result where the map keeps it whole, so that they have been "
     "through no autoencoder; results then have the original's size, and its alpha channel.",
+    match_colors="Fits the colours of the result to the original's on what the map keeps whole, and changes all of it "
+    "so: what the autoencoder and the model have shifted comes back. Not where nothing is kept.",
+    preview_map="Whether to draw `map_preview`.",
     _auto_resize="Whether the image is brought to a size that the model was trained on; never with a map, as that "
     "stretches it.",
 )
@@ -210,6 +219,8 @@ _describe(
     eta="η of the DDIM paper, 0 being deterministic; for schedulers that take it.",
     strength="Turns the whole map down: the map counts as 1 - strength * (1 - map). With a black map, and without a "
     "map, this is image-to-image's strength.",
+    diffdiff_softness="How much of the original stays in what the map releases: in every step the noised original is "
+    "mixed in with the weight softness * map. ComfyUI's `DifferentialDiffusion` calls 1 - softness its strength.",
 )
 _describe(
     diffdiff_kinds.share(includes_all=True),
@@ -313,6 +324,7 @@ _describe(
     release_steps="The step from which each latent element is free to change, int32, (outputs, 1, h, w) or what can "
     "be broadcast to the latents; counted from the first step that runs, the number of steps or more for those that "
     "never are.",
+    keep="The map as it counts, on the latents' grid, in the form of `release_steps`: 1 where the original stays.",
     level_alphas="Factor on the original at every noise level of the schedule, and 1 last.",
     level_sigmas="Factor on the noise at every noise level of the schedule, and 0 last.",
     timestep_cond="Embedded guidance scale, for UNets distilled with one (LCM).",
@@ -350,6 +362,10 @@ _describe(
     images="The edited images, in the form asked for.",
 )
 OUTPUTS |= {
+    "map_preview": (
+        list[PIL.Image.Image],
+        "Each image in grey, redder the more a pixel may change, with a scale; None without `preview_map`.",
+    ),
     "latents": (torch.Tensor, "Latents, as the denoising loop sees them: noised before it, edited behind it."),
     "timesteps": (torch.Tensor, "The timesteps that were run."),
     "num_inference_steps": (int, "The number of evaluations of the denoiser that were run, by which guiders count."),

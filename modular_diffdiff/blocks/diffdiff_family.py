@@ -27,9 +27,11 @@ from . import (
     diffdiff_fit,
     diffdiff_loop,
     diffdiff_make_map,
+    diffdiff_match,
     diffdiff_overlay,
     diffdiff_placement,
     diffdiff_prepare,
+    diffdiff_preview,
     diffdiff_saving,
     diffdiff_shape,
     diffdiff_sources,
@@ -85,6 +87,7 @@ def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTrai
         "make_map": diffdiff_make_map.step_for(blocks, family),
         "shape_map": diffdiff_shape.DiffDiffShapeMapStep(family),
         "read_map": diffdiff_placement.DiffDiffReadMapStep(family),
+        "show_map": diffdiff_preview.DiffDiffPreviewMapStep(),
         "crop_to_change": diffdiff_placement.DiffDiffCropToChangeStep(),
         "fit": diffdiff_fit.DiffDiffFitStep(family),
     }
@@ -92,7 +95,11 @@ def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTrai
         front["fit_control"] = diffdiff_fit.DiffDiffAutoFitControlStep()
     _insert(blocks, 0, front)
     if "images" in executed.intermediate_output_names:
-        back = {"crop": diffdiff_overlay.DiffDiffCropStep(), "overlay": diffdiff_overlay.DiffDiffOverlayStep()}
+        back = {
+            "crop": diffdiff_overlay.DiffDiffCropStep(),
+            "match_colors": diffdiff_match.DiffDiffMatchColorsStep(),
+            "overlay": diffdiff_overlay.DiffDiffOverlayStep(),
+        }
         _insert(blocks, len(blocks.sub_blocks), back)
     return DiffDiffSequentialBlocks.of(blocks.sub_blocks, blocks.model_name)
 

@@ -8,6 +8,7 @@ from . import diffdiff_block, diffdiff_trajectory
 
 
 TRAJECTORY_INPUTS = ("image_latents", "noise", "release_steps", "level_alphas", "level_sigmas")
+INJECT_INPUTS = (*TRAJECTORY_INPUTS, "keep")
 
 
 def put_frozen_on_level(block_state, step: int, level: int) -> None:
@@ -23,19 +24,34 @@ def put_frozen_on_level(block_state, step: int, level: int) -> None:
 
 
 def inject(components, block_state, i: int) -> None:
-    """What is frozen enters the step as the noised original of its level (paper, algorithm 1)."""
+    """What is frozen enters the step as the noised original of its level (paper, algorithm 1).
+
+    With `diffdiff_softness`, what is released keeps a share of it.
+    """
     # second-order schedulers evaluate the model `order` times a step
-    put_frozen_on_level(block_state, step=i // components.scheduler.order, level=i)
+    step, within = divmod(i, components.scheduler.order)
+    if not block_state.diffdiff_softness or within:
+        put_frozen_on_level(block_state, step, level=i)
+        return
+    frozen = block_state.release_steps > step
+    block_state.latents = diffdiff_trajectory.mix_with_trajectory(
+        block_state.latents,
+        block_state.image_latents,
+        block_state.noise,
+        block_state.level_alphas[i],
+        block_state.level_sigmas[i],
+        diffdiff_trajectory.original_weights(frozen, block_state.keep, block_state.diffdiff_softness),
+    )
 
 
 class DiffDiffInjectStep(diffdiff_block.DiffDiffLoopBlock):
     """First in a denoising loop: overwrites what the change map keeps frozen with the noised original of this step.
 
     That is injection, the paper's algorithm 1. With `restore` it changes nothing, unless a block behind that one has
-    changed the latents.
+    changed the latents, or `diffdiff_softness` lets it mix the original into what is released.
     """
 
-    needs, gives = ("latents", *TRAJECTORY_INPUTS), ("latents",)
+    needs, takes, gives = ("latents", *INJECT_INPUTS), ("diffdiff_softness",), ("latents",)
 
     def run_step(self, components, block_state, i: int) -> None:
         inject(components, block_state, i)

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from . import diffdiff_block, diffdiff_map, diffdiff_pixels, diffdiff_trajectory
+from . import diffdiff_block, diffdiff_map, diffdiff_pixels, diffdiff_shape, diffdiff_trajectory
 
 
 class DiffDiffCropStep(diffdiff_block.DiffDiffBlock):
@@ -37,30 +37,35 @@ class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
     """
 
     needs, gives = ("images", "placement"), ("images",)
-    takes = ("overlay", "overlay_feather", "padding_map_crop", "diffdiff_schedule", "output_type")
+    takes = ("overlay", "overlay_grow", "overlay_feather", "padding_map_crop", "diffdiff_schedule", "output_type")
 
     def run(self, components, block_state, state) -> None:
         placement = block_state.placement
         if block_state.overlay or block_state.padding_map_crop is not None:
-            outputs = _arrays(block_state.images, block_state.output_type)
+            outputs = diffdiff_pixels.output_arrays(block_state.images, block_state.output_type)
             # what is padded is no part of the picture
             shown = [placement.shown(*edited.shape[:2]) for edited in outputs]
             outputs = [edited[:height, :width] for edited, (height, width) in zip(outputs, shown, strict=True)]
             keeps = [diffdiff_map.resize_map(keep, *placement.whole)[0, 0] for keep in placement.keeps]
-            kept = [self.kept(components, block_state, keep) for keep in keeps]
+            kept = [never_released(components, block_state, keep) for keep in keeps]
             warn_of_nothing_kept(keeps, kept)
+            kept = [diffdiff_shape.dilate(mask[None].float(), block_state.overlay_grow)[0] > 0 for mask in kept]
             items = (placement.originals, keeps, kept)
             originals, keeps, kept = (diffdiff_trajectory.for_each_output(each, len(outputs)) for each in items)
             results = [
                 _paste(*each, placement.box, block_state.overlay_feather)
                 for each in zip(originals, outputs, keeps, kept, strict=True)
             ]
-            block_state.images = _as_output(results, originals, block_state)
+            images = diffdiff_pixels.as_outputs(results, block_state.images, block_state.output_type)
+            if block_state.output_type == "pil":
+                restore_alpha(images, originals)
+            block_state.images = images
 
-    def kept(self, components, block_state, keep: torch.Tensor) -> torch.Tensor:
-        """(H, W) bool: what the run has never released."""
-        schedule = components.scheduler.timesteps[:: components.scheduler.order].cpu()
-        return diffdiff_map.kept_whole(keep, block_state.diffdiff_schedule, schedule)
+
+def never_released(components, block_state, keep: torch.Tensor) -> torch.Tensor:
+    """Bool, of the shape of `keep`: what the run has kept whole."""
+    schedule = components.scheduler.timesteps[:: components.scheduler.order].cpu()
+    return diffdiff_map.kept_whole(keep, block_state.diffdiff_schedule, schedule)
 
 
 def warn_of_nothing_kept(keeps: list[torch.Tensor], kept: list[torch.Tensor]) -> None:
@@ -68,13 +73,6 @@ def warn_of_nothing_kept(keeps: list[torch.Tensor], kept: list[torch.Tensor]) ->
     if not any(mask.any() for mask in kept):
         maximum = f"its maximum is {max(keep.max().item() for keep in keeps):.3g}"
         warnings.warn(f"`diffdiff_map` keeps nothing whole, {maximum}: there is nothing to lay over.", stacklevel=2)
-
-
-def _arrays(images: Any, output_type: str) -> list[np.ndarray]:
-    """Each output as an array (H, W, 3): uint8 of PIL images, floats in [0, 1] of the others."""
-    if output_type == "pt":
-        images = images.permute(0, 2, 3, 1).float().cpu().numpy()
-    return [np.asarray(image)[..., :3] for image in images]  # without the alpha that some autoencoders make
 
 
 def _paste(
@@ -94,15 +92,8 @@ def _paste(
     return whole
 
 
-def _as_output(results: list[np.ndarray], originals: list[Any], block_state) -> Any:
-    """Arrays (H, W, 3) in the form asked for; PIL images with the alpha channel that their original has."""
-    if block_state.output_type == "np":
-        return np.stack(results)
-    if block_state.output_type == "pt":
-        images = block_state.images
-        return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2).to(images.device, images.dtype)
-    pictures = [PIL.Image.fromarray(result) for result in results]
+def restore_alpha(pictures: list[PIL.Image.Image], originals: list[Any]) -> None:
+    """Gives pictures the alpha channel that their original has."""
     for picture, original in zip(pictures, originals, strict=True):
         if isinstance(original, PIL.Image.Image) and original.has_transparency_data:
             picture.putalpha(original.convert("RGBA").getchannel("A"))
-    return pictures

@@ -75,6 +75,22 @@ def to_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.astype(dtype)
 
 
+def output_arrays(images: Any, output_type: str) -> list[np.ndarray]:
+    """Each output as an array (H, W, 3): uint8 of PIL images, floats in [0, 1] of the others."""
+    if output_type == "pt":
+        images = images.permute(0, 2, 3, 1).float().cpu().numpy()
+    return [np.asarray(image)[..., :3] for image in images]  # without the alpha that some autoencoders make
+
+
+def as_outputs(arrays: list[np.ndarray], images: Any, output_type: str) -> Any:
+    """Arrays (H, W, 3) in the form of the outputs `images`."""
+    if output_type == "np":
+        return np.stack(arrays)
+    if output_type == "pt":
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(images.device, images.dtype)
+    return [PIL.Image.fromarray(array) for array in arrays]
+
+
 def size_and_canvas(
     height: int, width: int, multiple: int, least_side: int, largest_area: float
 ) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -10,7 +10,10 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from . import diffdiff_asked, diffdiff_block, diffdiff_map, diffdiff_pixels
+from . import diffdiff_asked, diffdiff_block, diffdiff_map, diffdiff_pixels, diffdiff_refusals
+
+
+BadInputError = diffdiff_refusals.BadInputError
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def size_of_picture(components, state, family: diffdiff_block.FamilyTraits) -> t
 class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
     """Reads the change maps once, inverts them and turns them down as asked, and notes where the picture lies."""
 
-    needs, takes = ("diffdiff_map",), ("image", "invert_diffdiff_map", "strength", "allow_paths")
-    gives = ("image", "placement")
+    needs, gives = ("diffdiff_map",), ("image", "placement")
+    takes = ("image", "invert_diffdiff_map", "strength", "allow_paths", "match_colors", "diffdiff_schedule")
 
     def run(self, components, block_state, state) -> None:
         keeps = diffdiff_map.read_maps(
@@ -85,6 +88,7 @@ class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
         diffdiff_map.warn_of_stretching(keeps, *size)
         block_state.image = pictures or None
         block_state.placement = Placement.of(pictures, keeps, size)
+        check_match(block_state, steps_of(state))
 
 
 class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
@@ -93,8 +97,8 @@ class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
     A small edit of a large picture then costs what a small picture costs; `overlay` puts the edited box back.
     """
 
-    needs, takes = ("placement",), ("image", "padding_map_crop", "diffdiff_schedule", "height", "width")
-    gives = ("image", "placement")
+    needs, gives = ("placement",), ("image", "placement")
+    takes = ("image", "padding_map_crop", "match_colors", "diffdiff_schedule", "height", "width")
 
     def run(self, components, block_state, state) -> None:
         if block_state.padding_map_crop is not None:
@@ -104,16 +108,13 @@ class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
             block_state.placement = replace(
                 block_state.placement, box=box, size=(bottom - top, right - left), canvas=(bottom - top, right - left)
             )
+            check_match(block_state, steps_of(state))
 
     def box(self, components, block_state, steps: int | None) -> diffdiff_pixels.Box:
         """The box of all that the run will release in any of the maps."""
         whole, padding = block_state.placement.whole, block_state.padding_map_crop
         keeps = torch.cat([diffdiff_map.resize_map(keep, *whole) for keep in block_state.placement.keeps])
-        if block_state.diffdiff_schedule == "step" and steps is not None:
-            kept = diffdiff_map.kept_whole(keeps, "step", torch.arange(steps))
-        else:  # no noise level is known yet
-            kept = keeps >= 1 - diffdiff_map.KEEP_TOLERANCE
-        changed = ~kept[:, 0].all(0)
+        changed = ~will_be_kept(keeps, block_state.diffdiff_schedule, steps)[:, 0].all(0)
         if not changed.any():
             warnings.warn("`diffdiff_map` changes nothing: the image comes back as it was.", stacklevel=2)
         elif block_state.height is not None and block_state.width is not None:
@@ -121,6 +122,25 @@ class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
             mask = PIL.Image.fromarray(changed.numpy())
             return VaeImageProcessor.get_crop_region(mask, block_state.width, block_state.height, padding)
         return diffdiff_pixels.box_around(changed, padding, diffdiff_block.cell_of(components))
+
+
+def will_be_kept(keep: torch.Tensor, schedule: str, steps: int | None) -> torch.Tensor:
+    """Bool, of the shape of `keep`: what the run will keep whole, as far as it is known before there are timesteps."""
+    if schedule == "step" and steps is not None:
+        return diffdiff_map.kept_whole(keep, "step", torch.arange(steps))
+    return keep >= 1 - diffdiff_map.KEEP_TOLERANCE  # no noise level is known yet
+
+
+def check_match(block_state, steps: int | None) -> None:
+    """Refuses `match_colors` where a map leaves nothing to match."""
+    placement = block_state.placement
+    for keep in placement.keeps_in_box() if block_state.match_colors else []:
+        if not will_be_kept(diffdiff_map.resize_map(keep, *placement.size), block_state.diffdiff_schedule, steps).any():
+            where = " in the box of `padding_map_crop`" if placement.is_cut else ""
+            raise BadInputError(
+                f"`match_colors` is True, and `diffdiff_map` keeps nothing whole{where}, its maximum is "
+                f"{keep.max().item():.3g}: there is nothing to match the colours to."
+            )
 
 
 def steps_of(state) -> int | None:

@@ -61,7 +61,7 @@ class DiffDiffPrepareStep(diffdiff_block.DiffDiffBlock):
     """
 
     takes = (*MAP_SETTINGS, "height", "width")
-    gives = ("latents", *diffdiff_loop.TRAJECTORY_INPUTS, "num_inference_steps")
+    gives = ("latents", *diffdiff_loop.INJECT_INPUTS, "num_inference_steps")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -89,8 +89,10 @@ class DiffDiffPrepareStep(diffdiff_block.DiffDiffBlock):
         release = diffdiff_map.SCHEDULES[block_state.diffdiff_schedule](keep, steps)
         diffdiff_trajectory.warn_of_correctors(scheduler, release)
         release = (release - begin // scheduler.order).clamp(min=0).to(original.device)
-        release = self.family.layout(release, block_state.latents)
-        block_state.release_steps = diffdiff_trajectory.for_each_output(release, len(original))
+        on_latents = (self.family.layout(grid, block_state.latents) for grid in (release, keep.to(original.device)))
+        block_state.release_steps, block_state.keep = (
+            diffdiff_trajectory.for_each_output(grid, len(original)) for grid in on_latents
+        )
 
     def bring_original(self, components, block_state, placement) -> torch.Tensor:
         """The original in the form of the loop's latents, a row for each of them."""

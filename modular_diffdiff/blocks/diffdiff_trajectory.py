@@ -81,6 +81,32 @@ def put_on_trajectory(
     return torch.where(frozen, noised, latents, out=torch.empty_like(latents))
 
 
+def original_weights(frozen: torch.Tensor, keep: torch.Tensor, softness: float) -> torch.Tensor:
+    """How much of the noised original enters a step: all of it where `frozen`, and elsewhere none, but for softness.
+
+    In ComfyUI's node `DifferentialDiffusion` of strength 1 - softness, 1 minus this is the mask of the step.
+
+    Args:
+        frozen: (B, ...) bool, what the map has not released yet.
+        keep: (B, ...) in [0, 1], the map.
+        softness: In [0, 1].
+    """
+    return (1 - softness) * frozen + softness * keep
+
+
+def mix_with_trajectory(
+    latents: torch.Tensor,
+    image_latents: torch.Tensor,
+    noise: torch.Tensor,
+    alpha: torch.Tensor,
+    sigma: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Latents with the original at one noise level mixed in; where its weight, in [0, 1], is 1, it replaces them."""
+    noised = (alpha * image_latents + sigma * noise).to(latents.dtype)
+    return torch.lerp(latents, noised, weights.to(latents.dtype), out=torch.empty_like(latents))
+
+
 def for_each_output(items: Any, outputs: int) -> Any:
     """Repeats one item, or one for each prompt, to one for each output, as a, a, b, b.
 

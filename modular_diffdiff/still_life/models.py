@@ -250,15 +250,15 @@ def build_text_segmenter(tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentatio
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 4,
+            "hidden_size": 160,
+            "intermediate_size": 320,
+            "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "image_size": 256,
             "patch_size": 16,
         },
         projection_dim=64,
-        extract_layers=[0, 1, 3],
+        extract_layers=[0, 2, 4],
         reduce_dim=64,
         decoder_num_attention_heads=4,
         decoder_intermediate_size=128,
@@ -290,7 +290,10 @@ def build_depth_estimator() -> DPTForDepthEstimation:
         neck_hidden_sizes=[24, 32, 48, 64],
         fusion_hidden_size=32,
     )
-    return DPTForDepthEstimation(config)
+    model = DPTForDepthEstimation(config)
+    # upstream's head ends in a ReLU: it would never learn where it began below 0
+    nn.init.constant_(model.head.head[-2].bias, 0.5)
+    return model
 
 
 def build_depth_estimator_processor() -> DPTImageProcessorPil:

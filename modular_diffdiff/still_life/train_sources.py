@@ -2,12 +2,13 @@
 
     python -m modular_diffdiff.still_life.train_sources WORK_DIR
 
-Stages resume as those of `train` do, and share its scenes if WORK_DIR is the same.
+Stages resume as those of `train` do.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 
@@ -25,27 +26,43 @@ from .models import (
     build_text_segmenter_processor,
     build_tokenizer,
 )
-from .scene import BACKGROUNDS, COLOURS, KINDS, SIZE, Scene, depth, masks
-from .train import cached, draw_rng, fit, in_parallel, render_scenes, scene_pixels, training_scene
+from .scene import BACKGROUNDS, COLOURS, KINDS, SIZE, Scene, depth, masks, render
+from .train import cached, draw_rng, fit, in_parallel
 
 
-# Of the things that a text asks for: the share that need not be in the picture, and that of backgrounds.
-ANYTHING, GROUND = 0.5, 0.1
+# The share of scenes with two objects: of those it learns to tell one from another.
+PAIRS = 0.5
+# Of the things that a text asks for: the share of backgrounds, of kinds that may be any, and of colours likewise.
+GROUND, ANY_KIND, ANY_COLOUR = 0.1, 0.4, 0.4
+# What the depth estimator says of the background; at 0 the ReLU at its end would stop learning.
+FAR = 0.2
 # So often a colour stands with the kind, and alone.
 BOTH, COLOUR_ALONE = 0.4, 0.2
 
 
-def _truth_of_seed(seed: int, size: int) -> np.ndarray:
-    scene = training_scene(seed)
+def scene_of(seed: int) -> Scene:
+    return Scene.random(seed, PAIRS)
+
+
+def see(seed: int, size: int) -> np.ndarray:
+    """(size, size, 6) uint8: the picture of a seed's scene, where its first and second object are, and its depth."""
+    scene = scene_of(seed)
     where, nothing = masks(scene, size), np.zeros((size, size), np.uint8)
     objects = [np.minimum(where[item.kind], where[item.colour]) for item in scene.items]
-    return np.stack([*objects, *[nothing] * (2 - len(objects)), depth(scene, size)])
+    return np.dstack([render(scene, size), *objects, *[nothing] * (2 - len(objects)), depth(scene, size)])
 
 
-def render_truth(work: Path, count: int, size: int) -> np.ndarray:
-    """(count, 3, size, size) uint8: where each scene's first and second object are, and its depth."""
-    path = work / f"truth-{count}-{size}.npy"
-    return cached(path, "truth", in_parallel(partial(_truth_of_seed, size=size), count), count)
+def draw(seen: torch.Tensor, count: int, generator: torch.Generator) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    """`count` of the scenes that `see` has seen, mirrored in every other case.
+
+    Returns:
+        Their seeds, their pictures (B, 3, H, W) in [-1, 1], and their objects and depth (B, 3, H, W) in [0, 1].
+    """
+    indices = torch.randint(len(seen), (count,), generator=generator)
+    mirrored = (torch.rand(count, 1, 1, 1, generator=generator) < 0.5).to(seen.device)
+    drawn = seen[indices.to(seen.device)].permute(0, 3, 1, 2)
+    drawn = torch.where(mirrored, drawn.flip(3), drawn).float() / 255
+    return indices.tolist(), 2 * drawn[:, :3] - 1, drawn[:, 3:]
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> tuple[str, list[bool] | None]:
@@ -57,9 +74,8 @@ def ask(scene: Scene, rng: np.random.Generator) -> tuple[str, list[bool] | None]
         shown = BACKGROUNDS[scene.background].removeprefix("a ")
         return f"the {rng.choice([shown, 'background'])}", None
     item = scene.items[rng.integers(len(scene.items))]
-    kind, colour = item.kind, item.colour
-    if rng.random() < ANYTHING:
-        kind, colour = str(rng.choice(KINDS)), str(rng.choice(list(COLOURS)))
+    kind = str(rng.choice(KINDS)) if rng.random() < ANY_KIND else item.kind
+    colour = str(rng.choice(list(COLOURS))) if rng.random() < ANY_COLOUR else item.colour
     said = rng.random()
     words = f"{colour} {kind}" if said < BOTH else f"{colour} object" if said < BOTH + COLOUR_ALONE else kind
     named = [
@@ -67,6 +83,13 @@ def ask(scene: Scene, rng: np.random.Generator) -> tuple[str, list[bool] | None]
         for item in scene.items
     ]
     return f"{rng.choice(['the ', 'a ', ''])}{words}", named
+
+
+def wanted_of(objects: torch.Tensor, named: list[bool] | None) -> torch.Tensor:
+    """(H, W) in [0, 1]: the objects (2, H, W) that are named, or all but both."""
+    if named is None:
+        return 1 - objects.amax(0)
+    return (objects[: len(named)] * torch.tensor(named, device=objects.device)[:, None, None]).amax(0)
 
 
 def segment(model: CLIPSegForImageSegmentation, pixels: torch.Tensor, tokens) -> torch.Tensor:
@@ -78,55 +101,47 @@ def segment(model: CLIPSegForImageSegmentation, pixels: torch.Tensor, tokens) ->
 
 
 def train_text_segmenter(
-    scenes: np.ndarray,
-    truth: np.ndarray,
-    tokenizer: CLIPTokenizer,
-    work: Path,
-    device: str,
-    cycles: list[int],
-    batch: int,
+    seen: torch.Tensor, tokenizer: CLIPTokenizer, work: Path, cycles: list[int], batch: int
 ) -> CLIPSegForImageSegmentation:
-    """Trains it in cycles of so many steps, each at half of the learning rate of the one before."""
+    """Trains it, where `seen` is, in cycles of so many steps, each at half of the learning rate of the one before."""
     torch.manual_seed(0)
-    model = build_text_segmenter(tokenizer).to(device)
+    model = build_text_segmenter(tokenizer).to(seen.device)
+    model.set_attn_implementation("eager")  # its backward pass is the fastest on a CPU
+    scenes = [scene_of(seed) for seed in range(len(seen))]
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        indices = torch.randint(len(scenes), (batch,), generator=generator)
+        seeds, pixels, truth = draw(seen, batch, generator)
         rng = draw_rng(generator)
-        asked = [ask(training_scene(index), rng) for index in indices.tolist()]
-        objects = torch.from_numpy(truth[indices.numpy(), :2]).float() / 255
-        wanted = torch.stack(
-            [
-                1 - here.amax(0) if named is None else (here[: len(named)] * torch.tensor(named)[:, None, None]).amax(0)
-                for here, (_, named) in zip(objects, asked, strict=True)
-            ]
-        )
-        tokens = tokenizer([words for words, _ in asked], padding=True, return_tensors="pt").to(device)
-        logits = segment(model, scene_pixels(scenes, indices).to(device), tokens)
-        return F.binary_cross_entropy_with_logits(logits.float(), wanted.to(device))
+        asked = [ask(scenes[seed], rng) for seed in seeds]
+        wanted = torch.stack([wanted_of(here[:2], named) for here, (_, named) in zip(truth, asked, strict=True)])
+        tokens = tokenizer([words for words, _ in asked], padding=True, return_tensors="pt").to(seen.device)
+        return F.binary_cross_entropy_with_logits(segment(model, pixels, tokens).float(), wanted)
 
     for cycle, steps in enumerate(cycles):
-        rate = 2e-3 / 2**cycle
+        rate = learning_rate(batch) / 2**cycle
         fit(f"text_segmenter-{cycle}", nn.ModuleDict({"model": model}), loss, steps, rate, work, ema_decay=0.995)
     return model.eval()
 
 
-def train_depth_estimator(
-    scenes: np.ndarray, truth: np.ndarray, work: Path, device: str, steps: int, batch: int
-) -> DPTForDepthEstimation:
+def train_depth_estimator(seen: torch.Tensor, work: Path, steps: int, batch: int) -> DPTForDepthEstimation:
     torch.manual_seed(0)
-    model = build_depth_estimator().to(device)
+    model = build_depth_estimator().to(seen.device)
+    model.set_attn_implementation("eager")
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        indices = torch.randint(len(scenes), (batch,), generator=generator)
-        pixels = F.avg_pool2d(scene_pixels(scenes, indices), scenes.shape[1] // model.config.image_size).to(device)
-        seen = model(pixels).predicted_depth.float()
-        wanted = torch.from_numpy(truth[indices.numpy(), 2]).float().to(device) / 255
-        steps_off = [(seen.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (1, 2)]
-        return (seen - wanted).abs().mean() + sum(steps_off)
+        _, pixels, truth = draw(seen, batch, generator)
+        found = model(F.avg_pool2d(pixels, pixels.shape[-1] // model.config.image_size)).predicted_depth.float()
+        wanted = FAR + (1 - FAR) * F.interpolate(truth[:, 2:], found.shape[-2:], mode="area")[:, 0]
+        steps_off = [(found.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (1, 2)]
+        return (found - wanted).abs().mean() + sum(steps_off)
 
-    fit("depth_estimator", nn.ModuleDict({"model": model}), loss, steps, 2e-3, work, ema_decay=0.995)
+    fit("depth_estimator", nn.ModuleDict({"model": model}), loss, steps, learning_rate(batch), work, ema_decay=0.995)
     return model.eval()
+
+
+def learning_rate(batch: int) -> float:
+    """It grows with the square root of the batch (Malladi et al., arXiv 2205.10287)."""
+    return 2e-3 * math.sqrt(batch / 24)
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -136,23 +151,25 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path(COMPANIONS), help="where they are saved (default: %(default)s)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scenes", type=int, default=8_000)
-    parser.add_argument("--segmenter-steps", type=int, nargs="+", default=[1_200, 1_500], help="of each cycle")
-    parser.add_argument("--depth-steps", type=int, default=1_000)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--scenes", type=int, default=10_000)
+    parser.add_argument("--segmenter-steps", type=int, nargs="+", default=[4_000, 3_000, 2_000], help="of each cycle")
+    parser.add_argument("--depth-steps", type=int, default=6_000)
+    parser.add_argument("--batch", type=int, default=128)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = _arguments(arguments)
-    work, out, device, batch = options.work, options.out, options.device, options.batch
+    work, out, batch = options.work, options.out, options.batch
     work.mkdir(parents=True, exist_ok=True)
-    scenes, truth = render_scenes(work, options.scenes, SIZE), render_truth(work, options.scenes, SIZE)
+    count = options.scenes
+    scenes = cached(work / f"seen-{count}-{SIZE}.npy", "scenes", in_parallel(partial(see, size=SIZE), count), count)
+    seen = torch.tensor(scenes, device=options.device)
     tokenizer = build_tokenizer()
-    segmenter = train_text_segmenter(scenes, truth, tokenizer, work, device, options.segmenter_steps, batch)
+    segmenter = train_text_segmenter(seen, tokenizer, work, options.segmenter_steps, batch)
     segmenter.half().save_pretrained(out / "text_segmenter")
     build_text_segmenter_processor(tokenizer).save_pretrained(out / "text_segmenter")
-    estimator = train_depth_estimator(scenes, truth, work, device, options.depth_steps, batch)
+    estimator = train_depth_estimator(seen, work, options.depth_steps, batch)
     estimator.half().save_pretrained(out / "depth_estimator")
     build_depth_estimator_processor().save_pretrained(out / "depth_estimator")
 

@@ -6,14 +6,13 @@ from transformers import AutoModelForDepthEstimation, CLIPSegForImageSegmentatio
 
 from modular_diffdiff.still_life import train_sources
 from modular_diffdiff.still_life.models import build_text_segmenter, build_tokenizer
-from modular_diffdiff.still_life.scene import COLOURS, KINDS, masks
-from modular_diffdiff.still_life.train import training_scene
+from modular_diffdiff.still_life.scene import COLOURS, KINDS, masks, render
 
 
 def test_words_name_the_objects_that_they_fit():
     rng, backgrounds, absent = np.random.default_rng(0), 0, 0
     for seed in range(400):
-        scene = training_scene(seed)
+        scene = train_sources.scene_of(seed)
         words, named = train_sources.ask(scene, rng)
         said = set(words.split()) & {*KINDS, *COLOURS}
         if named is None:
@@ -26,14 +25,28 @@ def test_words_name_the_objects_that_they_fit():
     assert backgrounds > 10 < absent
 
 
-def test_the_truth_is_where_each_object_is(tmp_path):
-    truth = train_sources.render_truth(tmp_path, 12, 64)
-    for seed, (first, second, nearness) in enumerate(truth):
-        scene, where = training_scene(seed), masks(training_scene(seed), 64)
+def test_the_truth_is_where_each_object_is():
+    for seed in range(12):
+        scene = train_sources.scene_of(seed)
+        where = masks(scene, 64)
+        seen = train_sources.see(seed, 64)
+        first, second, nearness = np.moveaxis(seen[..., 3:], 2, 0)
+        np.testing.assert_array_equal(seen[..., :3], render(scene, 64))
         assert (second.max() > 0) == (scene.beside is not None)
         np.testing.assert_array_equal(first, np.minimum(where[scene.kind], where[scene.colour]))
         assert (nearness[np.maximum(first, second) == 0] == 0).all()
         assert (nearness[np.maximum(first, second) == 255] > 0).all()
+
+
+def test_a_scene_is_mirrored_with_its_truth():
+    seen = torch.from_numpy(np.stack([train_sources.see(seed, 64) for seed in range(4)]))
+    seeds, pixels, truth = train_sources.draw(seen, 16, torch.Generator().manual_seed(0))
+    mirrored = 0
+    for seed, drawn in zip(seeds, torch.cat([(pixels + 1) / 2, truth], 1), strict=True):
+        stored = seen[seed].permute(2, 0, 1) / 255
+        mirrored += torch.allclose(drawn, stored.flip(2), atol=1e-6)
+        assert torch.allclose(drawn, stored, atol=1e-6) or torch.allclose(drawn, stored.flip(2), atol=1e-6)
+    assert 0 < mirrored < 16
 
 
 def test_training_sees_what_upstreams_forward_gives():
