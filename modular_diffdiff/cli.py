@@ -67,27 +67,84 @@ Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure."
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; they are refused otherwise.")]
 ImageToEdit = Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")]
-# How a map is shaped, in every command that has one.
+# Where a map comes from and how it is shaped, in every command that has one; `_ask_map` reads them.
+Text = Annotated[str | None, typer.Option(metavar="TEXT", help="What may change, in words.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X", help="Probability, 0 to 1, from which on what --text finds may change wholly; soft without."
+    ),
+]
+Point = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="X,Y", help="A pixel on the object that may change; X,Y,0 is one on what is not meant. Repeatable."
+    ),
+]
+Box = Annotated[
+    list[str] | None,
+    typer.Option(metavar="L,T,R,B", help="A box in pixels around an object that may change. Repeatable."),
+]
+Depth = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="KEPT FREE",
+        help="Two depths, 0 being the nearest in IMAGE and 1 the farthest: from the first to the second, more and more "
+        "may change.",
+    ),
+]
+Gradient = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ANGLE",
+        help="In this direction, more and more may change: 0 is to the right, 90 upwards; or radial, from the edge to "
+        "the middle.",
+    ),
+]
+Mask = Annotated[
+    str | None, typer.Option(metavar="PATH_OR_URL", help="A mask as inpainting has it: what is white may change.")
+]
+Difference = Annotated[
+    str | None,
+    typer.Option(metavar="PATH_OR_URL", help="The photo that IMAGE was painted over: what differs may change."),
+]
+Combine = Annotated[
+    Literal["keep", "change"] | None,
+    typer.Option(help="Of several maps, whether to keep (the default) or to change what any of them does."),
+]
+Segmenter = Annotated[
+    str | None, typer.Option(metavar="REPO_OR_DIR", help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined.")
+]
+MaskGenerator = Annotated[
+    str | None, typer.Option(metavar="REPO_OR_DIR", help="A SAM for --point and --box, e.g. facebook/sam-vit-base.")
+]
+DepthEstimator = Annotated[
+    str | None,
+    typer.Option(metavar="REPO_OR_DIR", help="For --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf."),
+]
 Grow = Annotated[
-    float, typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks.")
+    float | None,
+    typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks."),
 ]
 Feather = Annotated[
-    float,
+    float | None,
     typer.Option(metavar="PX", help="Soften the map's edges by a Gaussian of this standard deviation, in pixels."),
 ]
 Seam = Annotated[
-    Literal["across", "inside", "outside"],
-    typer.Option(help="Where --feather puts the soft edge: across the map's own, inside what changes, or outside."),
+    Literal["across", "inside", "outside"] | None,
+    typer.Option(
+        help="Where --feather puts the soft edge: across the map's own (the default), inside what changes, or outside."
+    ),
 ]
 Levels = Annotated[
-    tuple[float, float],
+    tuple[float, float] | None,
     typer.Option(metavar="BLACK WHITE", help="Greys of the map from 0 to 1 that become black, and white."),
 ]
 Gamma = Annotated[
-    float, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they are brighter and keep more.")
+    float | None, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they are brighter and keep more.")
 ]
 Limits = Annotated[
-    tuple[float, float],
+    tuple[float, float] | None,
     typer.Option(metavar="LEAST MOST", help="How strongly, from 0 to 1, anything that changes at all may change."),
 ]
 
@@ -118,6 +175,13 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def _split(map_and_prompt: list[str]) -> tuple[str | None, str]:
+    """MAP, None without one, and PROMPT."""
+    if len(map_and_prompt) > 2:
+        raise loading.UserError(f"{map_and_prompt[2]!r} is one argument too many, behind MAP and PROMPT.")
+    return (None, *map_and_prompt) if len(map_and_prompt) == 1 else tuple(map_and_prompt)
 
 
 def _printable(text: Any) -> str:
@@ -152,15 +216,17 @@ def demo(
 
 @app.command()
 def edit(
+    ctx: typer.Context,
     image: ImageToEdit,
-    change_map: Annotated[
-        str,
-        typer.Argument(metavar="MAP", help="Path or URL of the change map, or -: white keeps, black changes."),
+    map_and_prompt: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MAP] PROMPT",
+            help="Path or URL of the change map, or -: white keeps, black changes; without one, --text and others of "
+            "its kind make it. Then what the changed regions show.",
+        ),
     ],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the changed regions shall show.")],
-    negative: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the changed regions shall not show.")
-    ] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the changed regions do not show.")] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -189,7 +255,7 @@ def edit(
         typer.Option(
             min=0,
             metavar="N",
-            help="What a ControlNet-Union shall take --control-image for, a number that its model card lists; with the "
+            help="What a ControlNet-Union takes --control-image for, a number that its model card lists; with the "
             "embedded one 0 for edges, 1 for depth.",
         ),
     ] = None,
@@ -233,12 +299,33 @@ def edit(
         typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
     ] = None,
     invert_map: Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")] = False,
-    grow: Grow = 0.0,
-    feather: Feather = 0.0,
-    seam: Seam = "across",
-    levels: Levels = (0.0, 1.0),
-    gamma: Gamma = 1.0,
-    limits: Limits = (0.0, 1.0),
+    text: Text = None,
+    threshold: Threshold = None,
+    point: Point = None,
+    box: Box = None,
+    depth: Depth = None,
+    gradient: Gradient = None,
+    mask: Mask = None,
+    difference: Difference = None,
+    combine: Combine = None,
+    segmenter: Segmenter = None,
+    mask_generator: MaskGenerator = None,
+    depth_estimator: DepthEstimator = None,
+    grow: Grow = None,
+    feather: Feather = None,
+    seam: Seam = None,
+    levels: Levels = None,
+    gamma: Gamma = None,
+    limits: Limits = None,
+    softness: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="X",
+            help="How much of IMAGE stays in what the map releases, more where it is lighter.",
+        ),
+    ] = 0.0,
     strength: Annotated[
         float,
         typer.Option(
@@ -257,13 +344,21 @@ def edit(
             "autoencoder and change a little. IMAGE's transparency comes along.",
         ),
     ] = False,
+    match_colors: Annotated[
+        bool,
+        typer.Option(
+            "--match-colors",
+            help="Fit the result's colours to IMAGE's where the map is white, and change all of it so: what the model "
+            "has shifted comes back.",
+        ),
+    ] = False,
     crop: Annotated[
         int | None,
         typer.Option(
             min=0,
             max=65_536,
             metavar="PAD",
-            help="Edit only the box that MAP changes, with PAD pixels around it, and lay it into IMAGE.",
+            help="Edit only the box that the map changes, with PAD pixels around it, and lay it into IMAGE.",
         ),
     ] = None,
     count: Annotated[
@@ -299,24 +394,33 @@ def edit(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Edit IMAGE towards PROMPT, each pixel as strongly as MAP lets it.
+    """Edit IMAGE towards PROMPT, each pixel as strongly as the change map lets it.
 
-    White parts of the map keep the original, black parts change freely, and greys lie between. The result has the
-    image's size (some edit models have one of their own), its colour profile and its DPI, in 8 bits a colour. Its PNG
-    holds, as JSON in the text chunk "modular-diffdiff", all that it takes to repeat it: prompt, seed, model, settings
-    and versions, and the SHA-256 of each picture's bytes, as read or fetched.
+    The map is MAP, or made of --text and others of its kind, as `modular-diffdiff map` makes it; several join by
+    --combine. White parts of it keep the original, black parts change freely, and greys lie between. The result has
+    the image's size (some edit models have one of their own), its colour profile and its DPI, in 8 bits a colour. Its
+    PNG holds, as JSON in the text chunk "modular-diffdiff", all that it takes to repeat it: prompt, seed, how the map
+    was made, model, settings and versions, and the SHA-256 of each picture's bytes, as read or fetched.
 
     \b
     Examples:
       modular-diffdiff edit photo.png map.png "a green pear" --seed 1
+      modular-diffdiff edit photo.png "a green pear" --mask mask.png --feather 4
       modular-diffdiff edit photo.png map.png "a pear" --ip-adapter-image orange.png
       modular-diffdiff edit photo.png map.png "a snowy street" --count 4 \\
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
     """
     with _one_line_errors():
+        change_map, prompt = _split(map_and_prompt)
         if not prompt:
             raise loading.UserError("PROMPT is empty.")
-        _check_texts({"PROMPT": prompt, "--negative": negative})
+        _check_texts({"PROMPT": prompt, "--negative": negative, "--text": text})
+        if change_map is None and invert_map:
+            raise loading.UserError("--invert-map needs MAP, which it inverts.")
+        if change_map is None and not maps.are_asked(ctx.params):
+            raise loading.UserError(
+                "Nothing says what may change: give MAP before PROMPT, or --text, --gradient or another of their kind."
+            )
         _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
         steering = {"--control-mode": control_mode, "--controlnet": controlnet, "--control-scale": control_scale}
         if _is_used("--control-image", control_image, steering):
@@ -337,31 +441,33 @@ def edit(
         editing.check_outputs(list(paths.values()), overwrite)
         chosen = loading.Model(model, device, dtype, offload, controlnet, ip_adapter, ip_adapter_scale, lora)
         loading.check_names(chosen)
-        locations = {
-            "IMAGE": image,
-            "MAP": change_map,
-            "--control-image": control_image,
-            "--ip-adapter-image": ip_adapter_image,
-        }
-        pictures = editing.Pictures(*_read_pictures(locations).values())
-        asked = editing.Edit(
-            *(prompt, negative, steps, guidance_scale, invert_map, strength, overlay, crop),
-            *(control_mode, control_scale),
-            *(levels, gamma, grow, feather, seam, limits),
+        inputs, models = _ask_map(ctx.params)
+        read = _read_pictures(
+            {
+                **{"IMAGE": image, "MAP": change_map, "--mask": mask, "--difference": difference},
+                **{"--control-image": control_image, "--ip-adapter-image": ip_adapter_image},
+            }
         )
-        editing.check_inputs(asked.shaping())
+        pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
+        request = maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models)
+        asked = editing.Edit(
+            *(prompt, negative, steps, guidance_scale, softness, strength, overlay, match_colors, crop),
+            *(control_mode, control_scale),
+        )
         with editing.quiet_libraries():
             editing.check_pictures(pictures, asked)
+            maps.check_pictures(request)
             chosen = loading.choose_device(loading.find_family(chosen))
             if guidance_scale is None:
                 asked = replace(asked, guidance_scale=loading.default_guidance_scale(chosen))
             editing.check_family(chosen, asked)
             loading.check_steering(chosen, control_mode)
+            keep = maps.make_map(request)
             pipe = loading.load_pipeline(chosen, asked.guidance_scale)
             editing.warn_of_long_texts(pipe, asked)
-            settings = editing.describe_run(pipe, chosen, asked, pictures)
+            settings = maps.describe(request) | editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
-                result = editing.run_edit(pipe, asked, pictures, n)
+                result = editing.run_edit(pipe, asked, pictures, keep, n)
                 editing.write_png(
                     result, path, overwrite, settings | {"seed": n}, editing.kept_of(pictures.image.pixels)
                 )
@@ -370,68 +476,26 @@ def edit(
 
 @app.command("map")
 def make_map(
+    ctx: typer.Context,
     image: ImageToEdit,
-    text: Annotated[str | None, typer.Option(metavar="TEXT", help="What may change, in words.")] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", help="Probability, 0 to 1, from which on what --text finds may change wholly; soft without."
-        ),
-    ] = None,
-    point: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X,Y", help="A pixel on the object that may change; X,Y,0 is one on what is not meant. Repeatable."
-        ),
-    ] = None,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(metavar="L,T,R,B", help="A box in pixels around an object that may change. Repeatable."),
-    ] = None,
-    depth: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="KEPT FREE",
-            help="Two depths, 0 being the nearest in IMAGE and 1 the farthest: from the first to the second, more and "
-            "more may change.",
-        ),
-    ] = None,
-    gradient: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ANGLE",
-            help="In this direction, more and more may change: 0 is to the right, 90 upwards; or radial, from the edge "
-            "to the middle.",
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_URL", help="A mask as inpainting has it: what is white may change.")
-    ] = None,
-    difference: Annotated[
-        str | None,
-        typer.Option(metavar="PATH_OR_URL", help="The photo that IMAGE was painted over: what differs may change."),
-    ] = None,
-    combine: Annotated[
-        Literal["keep", "change"],
-        typer.Option(help="Of several of these, whether the map keeps or changes what any of them does."),
-    ] = "keep",
-    segmenter: Annotated[
-        str | None, typer.Option(metavar="REPO_OR_DIR", help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined.")
-    ] = None,
-    mask_generator: Annotated[
-        str | None,
-        typer.Option(metavar="REPO_OR_DIR", help="A SAM for --point and --box, e.g. facebook/sam-vit-base."),
-    ] = None,
-    depth_estimator: Annotated[
-        str | None,
-        typer.Option(metavar="REPO_OR_DIR", help="For --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf."),
-    ] = None,
-    grow: Grow = 0.0,
-    feather: Feather = 0.0,
-    seam: Seam = "across",
-    levels: Levels = (0.0, 1.0),
-    gamma: Gamma = 1.0,
-    limits: Limits = (0.0, 1.0),
+    text: Text = None,
+    threshold: Threshold = None,
+    point: Point = None,
+    box: Box = None,
+    depth: Depth = None,
+    gradient: Gradient = None,
+    mask: Mask = None,
+    difference: Difference = None,
+    combine: Combine = None,
+    segmenter: Segmenter = None,
+    mask_generator: MaskGenerator = None,
+    depth_estimator: DepthEstimator = None,
+    grow: Grow = None,
+    feather: Feather = None,
+    seam: Seam = None,
+    levels: Levels = None,
+    gamma: Gamma = None,
+    limits: Limits = None,
     invert: Annotated[
         bool, typer.Option("--invert", help="Write it the other way round, as a mask: white where IMAGE changes.")
     ] = False,
@@ -458,43 +522,49 @@ def make_map(
     """
     with _one_line_errors():
         _check_texts({"--text": text})
-        inputs = {
-            "map_text": text,
-            "map_text_threshold": threshold,
-            "map_points": point and [_numbers("--point", given, (2, 3)) for given in point],
-            "map_boxes": box and [_numbers("--box", given, (4,)) for given in box],
-            "map_depth": depth,
-            "map_gradient": _angle(gradient),
-        }
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        named = {"--segmenter": segmenter, "--mask-generator": mask_generator, "--depth-estimator": depth_estimator}
-        models = {name: named[option] for name, option in maps.OPTIONS.items() if name in inputs}
-        if not inputs.keys() - {"map_text_threshold"} and mask is None and difference is None:
+        if not maps.are_asked(ctx.params):
             raise loading.UserError("Nothing says what may change: give --text, --gradient or another of its kind.")
-        inputs |= {"map_combine": combine, "map_levels": levels, "map_gamma": gamma, "map_grow": grow}
-        inputs |= {"map_feather": feather, "map_seam": seam, "map_limits": limits}
-        editing.check_inputs(inputs)
-        for name, location in models.items():
-            if location is None:
-                raise loading.UserError(f"{maps.OPTIONS[name]} is needed: it names the model that makes the map.")
+        inputs, models = _ask_map(ctx.params)
         out = out or Path(f"{Path(editing.file_name(image)).stem}-map.png")
         editing.check_outputs([out, *([preview] if preview else [])], overwrite)
         read = _read_pictures({"IMAGE": image, "--mask": mask, "--difference": difference})
-        pictures = {"mask_image": read["--mask"], "map_difference": read["--difference"]}
-        inputs |= {name: picture for name, picture in pictures.items() if picture is not None}
-        request = maps.Request(read["IMAGE"], inputs, models, invert)
+        request = maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models, invert)
         with editing.quiet_libraries():
-            for name, picture in request.pictures().items():
-                editing.check_picture(picture, deep=name == "mask_image", transparent=name == "image")
-            made = maps.make_map(request)
-        editing.write_png(maps.as_png(made), out, overwrite, maps.describe(request))
+            editing.check_picture(read["IMAGE"], transparent=True)
+            maps.check_pictures(request)
+            keep = maps.make_map(request)
+        editing.write_png(maps.as_png(1 - keep if invert else keep), out, overwrite, maps.describe(request))
         typer.echo(_printable(out))
         if preview is not None:
             from .blocks.diffdiff_preview import draw_preview
 
-            shown = draw_preview(read["IMAGE"].pixels, made if invert else 1 - made)
-            editing.write_png(shown, preview, overwrite)
+            editing.write_png(draw_preview(read["IMAGE"].pixels, 1 - keep), preview, overwrite)
             typer.echo(_printable(preview))
+
+
+def _ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the options of a command ask of a map, pictures aside: the blocks' inputs, and the models for some of them.
+
+    Args:
+        params: The command's, by their names here; what is None is not asked for.
+    """
+    given = {key: value for key, value in params.items() if value not in (None, (), []) and value is not False}
+    _is_used("--text", params["text"], {"--threshold": params["threshold"]})
+    inputs = {name: given[key] for key, name in maps.INPUTS.items() if key in given}
+    if "map_points" in inputs:
+        inputs["map_points"] = [_numbers("--point", given, (2, 3)) for given in inputs["map_points"]]
+    if "map_boxes" in inputs:
+        inputs["map_boxes"] = [_numbers("--box", given, (4,)) for given in inputs["map_boxes"]]
+    if "map_gradient" in inputs:
+        inputs["map_gradient"] = _angle(inputs["map_gradient"])
+    editing.check_inputs(inputs)
+    models = {}
+    for name in maps.OPTIONS.keys() & inputs.keys():
+        option = maps.OPTIONS[name]
+        models[name] = given.get(option.removeprefix("--").replace("-", "_"))
+        if models[name] is None:
+            raise loading.UserError(f"{option} is needed: it names the model that makes the map.")
+    return inputs, models
 
 
 def _read_pictures(locations: dict[str, str | None]) -> dict[str, editing.Picture | None]:
@@ -516,9 +586,9 @@ def _numbers(option: str, given: str, counts: tuple[int, ...]) -> tuple[int, ...
     return tuple(map(int, parts))
 
 
-def _angle(given: str | None) -> float | str | None:
+def _angle(given: str) -> float | str:
     try:
-        return given if given in (None, "radial") else float(given)
+        return given if given == "radial" else float(given)
     except ValueError as error:
         raise loading.UserError(f"--gradient is {given!r}; it takes an angle in degrees, or radial.") from error
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -58,7 +59,9 @@ _ARGUMENTS = {
     "mask_image": "--mask",
     "map_difference": "--difference",
     "map_combine": "--combine",
+    "diffdiff_softness": "--softness",
     "strength": "--strength",
+    "match_colors": "--match-colors",
     "overlay": "--overlay",
     "padding_map_crop": "--crop",
     "control_image": "--control-image",
@@ -89,10 +92,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What an edit starts from: an image and a change map, and what steers it, None for nothing."""
+    """What an edit starts from, and what steers it, None for nothing."""
 
     image: Picture
-    map: Picture
     control_image: Picture | None = None
     ip_adapter_image: Picture | None = None
 
@@ -103,7 +105,7 @@ class Pictures:
 
     def titles(self) -> dict[str, str]:
         """What messages call them, by the block's input."""
-        return {"diffdiff_map" if name == "map" else name: picture.title for name, picture in self.given().items()}
+        return {name: picture.title for name, picture in self.given().items()}
 
 
 @dataclass(frozen=True)
@@ -113,36 +115,26 @@ class Edit:
     Attributes:
         guidance_scale: Of classifier-free guidance, 1 turns it off; or the one that a model is distilled with. None for
             the model's own.
-        invert_map: Whether white marks what changes.
+        softness: How much of the original stays in what the map releases.
         strength: Turns the whole map down; 1 leaves it as it is.
         overlay: Whether the original's own pixels come back where the map keeps them whole.
+        match_colors: Whether the result's colours are fitted to the original's there.
         crop: Padding in pixels around the box that changes, to which the edit is cut; None for the whole picture.
         control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
         control_scale: How much the control image counts, 0 for nothing; None without one.
-        map_levels, map_gamma, map_grow, map_feather, map_seam, map_limits: How the map is shaped, as
-            `diffdiff_shape.shape` takes it.
     """
 
     prompt: str
     negative_prompt: str | None
     steps: int
     guidance_scale: float | None
-    invert_map: bool
+    softness: float = 0.0
     strength: float = 1.0
     overlay: bool = False
+    match_colors: bool = False
     crop: int | None = None
     control_mode: int | None = None
     control_scale: float | None = None
-    map_levels: tuple[float, float] = (0.0, 1.0)
-    map_gamma: float = 1.0
-    map_grow: float = 0.0
-    map_feather: float = 0.0
-    map_seam: str = "across"
-    map_limits: tuple[float, float] = (0.0, 1.0)
-
-    def shaping(self) -> dict[str, Any]:
-        """The inputs that shape the map."""
-        return {name: value for name, value in asdict(self).items() if name.startswith("map_")}
 
 
 def file_name(location: str) -> str:
@@ -350,14 +342,10 @@ def check_pictures(pictures: Pictures, edit: Edit) -> None:
     Raises:
         UserError: Naming the picture.
     """
-    from .blocks import diffdiff_map
-
     lays_over = edit.overlay or edit.crop is not None
     for name, picture in pictures.given().items():
         instead = ", or keep it with --overlay or --crop" if name == "image" else ""
-        check_picture(picture, deep=name == "map", transparent=name == "image" and lays_over, instead=instead)
-    with spoken(pictures.titles()):
-        diffdiff_map.load_maps(pictures.map.pixels)
+        check_picture(picture, transparent=name == "image" and lays_over, instead=instead)
     image, space = pictures.image.pixels, _profile_space(pictures.image.pixels)
     if space not in (None, "RGB"):
         _warn(f"{pictures.image.title} has a colour profile for {space}, which the RGB result cannot keep.")
@@ -429,8 +417,11 @@ def warn_of_long_texts(pipe, edit: Edit) -> None:
             _warn(f"{argument} has {len(tokens)} tokens, and the model reads {limit}: it does not see {lost!r}.")
 
 
-def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image:
+def run_edit(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) -> PIL.Image.Image:
     """One edited picture, of the image's size or the model's own.
+
+    Args:
+        keep: (H, W) floats in [0, 1], the change map.
 
     Raises:
         UserError: If a block refuses an input, with the block's message.
@@ -456,11 +447,11 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
         return pipe(
             prompt=edit.prompt,
             image=pictures.image.pixels,
-            diffdiff_map=pictures.map.pixels,
-            invert_diffdiff_map=edit.invert_map,
-            **edit.shaping(),
+            diffdiff_map=keep,
+            diffdiff_softness=edit.softness,
             strength=edit.strength,
             overlay=edit.overlay,
+            match_colors=edit.match_colors,
             padding_map_crop=edit.crop,
             num_inference_steps=edit.steps,
             generator=torch.Generator().manual_seed(seed),
@@ -470,7 +461,7 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
 
 
 def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str, Any]:
-    """All that decides an edit's pixels but the seed, as JSON takes it."""
+    """All that decides an edit's pixels but the map and the seed, as JSON takes it."""
     given = pictures.given()
     return {
         **asdict(edit),

@@ -14,6 +14,26 @@ import PIL.Image
 from . import editing, loading
 
 
+# What the commands call the inputs of the blocks that make and shape maps, pictures aside.
+INPUTS = {
+    "text": "map_text",
+    "threshold": "map_text_threshold",
+    "point": "map_points",
+    "box": "map_boxes",
+    "depth": "map_depth",
+    "gradient": "map_gradient",
+    "combine": "map_combine",
+    "invert_map": "invert_diffdiff_map",
+    "levels": "map_levels",
+    "gamma": "map_gamma",
+    "grow": "map_grow",
+    "feather": "map_feather",
+    "seam": "map_seam",
+    "limits": "map_limits",
+}
+PICTURES = {"MAP": "diffdiff_map", "--mask": "mask_image", "--difference": "map_difference"}
+# Any of these says what changes.
+SOURCES = ("text", "point", "box", "depth", "gradient", "mask", "difference")
 # The option that names a model, by the input that needs it.
 OPTIONS = {
     "map_text": "--segmenter",
@@ -29,7 +49,8 @@ class Request:
 
     Attributes:
         image: The picture that it is for.
-        inputs: Of the blocks `make_map` and `shape_map`, by name; pictures are `editing.Picture`s.
+        inputs: Of the blocks `make_map` and `shape_map`, by name; pictures are `editing.Picture`s. One says at least
+            what changes.
         models: The folder or Hub repository of the model for an input that needs one, by the input's name.
         inverted: Whether the map that is written is white where the picture changes.
     """
@@ -43,9 +64,39 @@ class Request:
         given = {name: value for name, value in self.inputs.items() if isinstance(value, editing.Picture)}
         return {"image": self.image, **given}
 
+    def titles(self) -> dict[str, str]:
+        """What messages call the pictures, by input."""
+        return {name: picture.title for name, picture in self.pictures().items()}
+
+
+def are_asked(params: dict[str, Any]) -> bool:
+    """Whether a command's parameters say what changes, MAP aside."""
+    return any(params[name] not in (None, (), []) for name in SOURCES)
+
+
+def pictures_of(read: dict[str, editing.Picture | None]) -> dict[str, editing.Picture]:
+    """Those of the pictures read that maps are made of, by input."""
+    return {name: read[title] for title, name in PICTURES.items() if read.get(title) is not None}
+
+
+def check_pictures(request: Request) -> None:
+    """Refuses pictures that no map can be made of.
+
+    Raises:
+        UserError: Naming the picture.
+    """
+    from .blocks import diffdiff_map
+
+    for name, picture in request.pictures().items():
+        if name != "image":
+            editing.check_picture(picture, deep=name in ("diffdiff_map", "mask_image"))
+    if "diffdiff_map" in request.inputs:
+        with editing.spoken(request.titles()):
+            diffdiff_map.load_maps(request.inputs["diffdiff_map"].pixels)
+
 
 def make_map(request: Request) -> np.ndarray:
-    """(H, W) floats in [0, 1], of the image's size: 1 where the original stays, unless it is inverted.
+    """(H, W) floats in [0, 1], 1 where the original stays; of the image's size, if it is made or shaped.
 
     Raises:
         UserError: If a model cannot be loaded, or a block refuses an input.
@@ -53,17 +104,19 @@ def make_map(request: Request) -> np.ndarray:
     from diffusers.modular_pipelines import SequentialPipelineBlocks
 
     from .blocks.diffdiff_make_map import DiffDiffMakeMapStep
+    from .blocks.diffdiff_map import read_maps
     from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 
     blocks = {"make_map": DiffDiffMakeMapStep(), "shape_map": DiffDiffShapeMapStep()}
     pipe = SequentialPipelineBlocks.from_blocks_dict(blocks).init_pipeline()
     pipe.update_components(**load_models(request.models))
-    pixels = {name: picture.pixels.convert("RGB") for name, picture in request.pictures().items()}
-    if "mask_image" in pixels:
-        pixels["mask_image"] = request.inputs["mask_image"].pixels  # of any depth
-    with editing.spoken({name: picture.title for name, picture in request.pictures().items()}):
-        keep = pipe(**request.inputs | pixels, output="diffdiff_map")[0, 0].numpy()
-    return 1 - keep if request.inverted else keep
+    pixels = {
+        name: picture.pixels if name in ("diffdiff_map", "mask_image") else picture.pixels.convert("RGB")
+        for name, picture in request.pictures().items()
+    }
+    with editing.spoken(request.titles()):
+        state = pipe(**request.inputs | pixels)
+        return read_maps(state.diffdiff_map, state.invert_diffdiff_map)[0][0, 0].numpy()
 
 
 def load_models(locations: dict[str, str]) -> dict[str, Any]:
@@ -90,9 +143,12 @@ def as_png(values: np.ndarray) -> PIL.Image.Image:
 
 def describe(request: Request) -> dict[str, Any]:
     """All that decides a map, as JSON takes it."""
+    from .blocks.diffdiff_docs import DEFAULTS
+
+    decided = {name: DEFAULTS[name] for name in INPUTS.values() if name in DEFAULTS} | request.inputs
     told = {
         name: {"name": value.name, "sha256": value.sha256} if isinstance(value, editing.Picture) else value
-        for name, value in {"image": request.image, **request.inputs}.items()
+        for name, value in {"image": request.image, **decided}.items()
     }
     versions = {name: editing.find_version(name) for name in editing.VERSIONS}
-    return told | {"models": request.models, "inverted": request.inverted, "versions": versions}
+    return told | {"map_models": request.models, "inverted": request.inverted, "versions": versions}

@@ -117,7 +117,8 @@ def test_the_same_command_writes_the_same_file(edit):
 
 
 def test_a_file_tells_how_to_make_it_again(edit, run):
-    changed = ("--negative", "a red apple", "--guidance-scale", 3, "--strength", 0.8, "--overlay", "--crop", 2)
+    changed = ("--negative", "a red apple", "--guidance-scale", 3, "--strength", 0.8, "--softness", 0.5)
+    changed += ("--match-colors", "--overlay", "--crop", 2)
     shaped = (
         "--levels",
         0.1,
@@ -137,13 +138,22 @@ def test_a_file_tells_how_to_make_it_again(edit, run):
     edit("--seed", 5, *changed, *shaped, "--limits", 0, 0.9, "--invert-map", "--out", "a.png")
     told = settings("a.png")
     run(
-        *("edit", told["image"]["name"], told["map"]["name"], told["prompt"], "--negative", told["negative_prompt"]),
+        *(
+            "edit",
+            told["image"]["name"],
+            told["diffdiff_map"]["name"],
+            told["prompt"],
+            "--negative",
+            told["negative_prompt"],
+        ),
         *("--model", told["model"], "--steps", told["steps"], "--guidance-scale", told["guidance_scale"]),
         *("--seed", told["seed"], "--device", told["device"], "--dtype", told["dtype"], "--out", "b.png"),
         *("--strength", told["strength"], "--crop", told["crop"], "--levels", *told["map_levels"]),
         *("--gamma", told["map_gamma"], "--grow", told["map_grow"], "--feather", told["map_feather"]),
         *("--seam", told["map_seam"], "--limits", *told["map_limits"]),
-        *(["--invert-map"] if told["invert_map"] else []),
+        *("--softness", told["softness"]),
+        *(["--match-colors"] if told["match_colors"] else []),
+        *(["--invert-map"] if told["invert_diffdiff_map"] else []),
         *(["--overlay"] if told["overlay"] else []),
     )
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
@@ -154,10 +164,66 @@ def test_a_file_tells_what_it_was_made_from(edit):
     told = settings("a.png")
     assert told["prompt"] == "eine grüne Birne, 梨"
     assert told["image"] == {"name": "photo.png", "sha256": sha256("photo.png")}
-    assert told["map"] == {"name": "map.png", "sha256": sha256("map.png")}
+    assert told["diffdiff_map"] == {"name": "map.png", "sha256": sha256("map.png")}
     assert told["scheduler"] == "EulerDiscreteScheduler"
     assert told["versions"]["torch"] == torch.__version__
     assert told["versions"]["transformers"] == transformers.__version__
+
+
+@pytest.fixture
+def mask(folder) -> np.ndarray:
+    """mask.png, white in the middle."""
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
+    values[10:25, 12:30], values[14:20, 16:22] = 255, 120
+    Image.fromarray(values).save("mask.png")
+    return values
+
+
+def test_a_source_stands_in_place_of_the_map(run, mask, checkpoint):
+    options = ("--model", checkpoint, "--steps", 2, "--seed", 5, "--grow", 2)
+    run("edit", "photo.png", "a pear", "--mask", "mask.png", *options, "--out", "a.png")
+    run("edit", "photo.png", "mask.png", "a pear", "--invert-map", *options, "--out", "b.png")
+    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
+    told = settings("a.png")
+    assert told["mask_image"] == {"name": "mask.png", "sha256": sha256("mask.png")}
+    assert (told["map_grow"], told["map_combine"], told["prompt"]) == (2.0, "keep", "a pear")
+
+
+def test_a_source_joins_the_map(run, mask, checkpoint):
+    Image.fromarray(np.minimum(pixels("map.png"), 255 - mask)).save("both.png")
+    options = ("--model", checkpoint, "--steps", 2, "--seed", 5)
+    run(
+        "edit",
+        "photo.png",
+        "map.png",
+        "a pear",
+        "--mask",
+        "mask.png",
+        "--combine",
+        "change",
+        *options,
+        "--out",
+        "a.png",
+    )
+    run("edit", "photo.png", "both.png", "a pear", *options, "--out", "b.png")
+    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("photo.png", "a pear"), "Nothing says what may change: give MAP before PROMPT"),
+        (("photo.png", "map.png", "a pear", "a lemon"), "'a lemon' is one argument too many"),
+        (("photo.png", "a pear", "--gradient", "0", "--invert-map"), "--invert-map needs MAP"),
+        (("photo.png", "map.png", "a pear", "--threshold", "0.5"), "--threshold needs --text"),
+        (("photo.png", "a pear", "--mask", "map.png", "--feather", "-1"), "--feather is -1.0; it takes a number in"),
+        (("photo.png", "a pear", "--mask", "glass.png"), "--mask 'glass.png' is transparent in places"),
+    ],
+)
+def test_a_map_that_cannot_be_had_is_refused_before_a_model_is_loaded(run, monkeypatch, arguments, says):
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    Image.new("LA", (WIDTH, HEIGHT)).save("glass.png")
+    assert says in the_line_of(run("edit", *arguments, code=2))
 
 
 def test_a_seed_that_was_drawn_is_told(edit):
@@ -339,7 +405,7 @@ def test_a_picture_may_come_from_stdin(run, argument):
     run("edit", *(part.format(file) for part in arguments), *options, "file.png")
     run("edit", *(part.format("-") for part in arguments), *options, "stdin.png", stdin=Path(file).read_bytes())
     np.testing.assert_array_equal(pixels("file.png"), pixels("stdin.png"))
-    key = {"IMAGE": "image", "MAP": "map"}.get(argument, "control_image")
+    key = {"IMAGE": "image", "MAP": "diffdiff_map"}.get(argument, "control_image")
     assert settings("stdin.png")[key] == {"name": "stdin", "sha256": sha256(file)}
 
 

@@ -88,12 +88,12 @@ def limit(keep: torch.Tensor, least: float, most: float) -> torch.Tensor:
 def shape(
     keep: torch.Tensor,
     *,
-    map_levels: tuple[float, float] = (0.0, 1.0),
-    map_gamma: float = 1.0,
-    map_grow: float = 0.0,
-    map_feather: float = 0.0,
-    map_seam: str = "across",
-    map_limits: tuple[float, float] = (0.0, 1.0),
+    map_levels: tuple[float, float] = diffdiff_docs.DEFAULTS["map_levels"],
+    map_gamma: float = diffdiff_docs.DEFAULTS["map_gamma"],
+    map_grow: float = diffdiff_docs.DEFAULTS["map_grow"],
+    map_feather: float = diffdiff_docs.DEFAULTS["map_feather"],
+    map_seam: str = diffdiff_docs.DEFAULTS["map_seam"],
+    map_limits: tuple[float, float] = diffdiff_docs.DEFAULTS["map_limits"],
 ) -> torch.Tensor:
     """All of it, in this order: first greys, then edges, and the limits last, so that they hold."""
     keep = adjust_levels(keep, *map_levels, map_gamma)
