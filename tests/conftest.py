@@ -10,19 +10,23 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modular_diffdiff import publishing
 from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
 from modular_diffdiff.still_life.models import build_tokenizer
 
 from .clients import add_models, files_in
-from .helpers import let_it_speak
+from .helpers import let_it_speak, widen
 from .hub import Hub
 
 
@@ -155,3 +159,25 @@ def hub(tmp_path_factory):
             content.assemble(folder)
             hub.add(repo, {".gitattributes": b"", "LICENSE": LICENSE.read_bytes(), **files_in(folder)})
         yield hub
+
+
+@pytest.fixture(scope="session")
+def segmenter(tokenizer) -> dict:
+    """CLIPSeg, as small as it goes."""
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    vision = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2}
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = CLIPSegConfig(
+        text_config=layers | text | {"num_hidden_layers": 1, "eos_token_id": tokenizer.eos_token_id},
+        vision_config=layers | vision,
+        projection_dim=8,
+        extract_layers=[1],
+        reduce_dim=8,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=8,
+    )
+    images = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    return {
+        "text_segmenter": widen(CLIPSegForImageSegmentation(config)),
+        "text_segmenter_processor": CLIPSegProcessor(images, tokenizer),
+    }

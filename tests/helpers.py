@@ -85,3 +85,12 @@ def adapter_weights(unet, seed: int, tokens: int = 4, image_dim: int = 16) -> di
         "norm.bias": torch.zeros(text_dim),
     }
     return {"image_proj": projection, "ip_adapter": attention}
+
+
+def widen(model, seed: int = 0):
+    """A fresh model says the same everywhere; larger weights make it tell pixels apart."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=seeded(seed)))
+    return model.eval().requires_grad_(False)

@@ -99,8 +99,9 @@ class PretendedAccelerator:
 
 
 @pytest.fixture
-def accelerator(tiny, monkeypatch):
+def accelerator(tiny, segmenter, monkeypatch):
     models = {name: tiny[name] for name in ("text_encoder", "text_encoder_2", "unet", "vae")}
+    models["text_segmenter"] = segmenter["text_segmenter"]
     sizes = {name: model.get_memory_footprint() for name, model in models.items()}
     accelerator = PretendedAccelerator(models, capacity=max(sizes.values()) + min(sizes.values()) + 1)
     assert accelerator.capacity < sum(sizes.values())
@@ -137,6 +138,23 @@ def test_an_edit_runs_whose_models_do_not_fit_together(tiny, accelerator):
     arrivals = [name for way, name in accelerator.moves if way == "in"]
     assert list(dict.fromkeys(arrivals)) == ["text_encoder", "text_encoder_2", "vae", "unet"]
     assert any(way == "out" for way, _ in accelerator.moves[: accelerator.moves.index(("in", "unet"))])
+    assert accelerator.fullest <= accelerator.capacity
+
+
+def test_a_segmenter_comes_in_for_the_words_and_makes_room_for_the_rest(tiny, segmenter, accelerator):
+    manager = ComponentsManager()
+    pipe = managed(manager, tiny | segmenter, "sdxl")
+    asked = {"diffdiff_map": None, "map_text": "the apple", "map_text_threshold": 0.5}
+    expected = run(pipe, **asked)
+    manager.enable_auto_cpu_offload(device=accelerator.device, memory_reserve_margin="0MB")
+    try:
+        state = run(pipe, **asked)
+    finally:
+        manager.disable_auto_cpu_offload()
+    assert torch.equal(state.latents, expected.latents)
+    arrivals = [name for way, name in accelerator.moves if way == "in"]
+    assert list(dict.fromkeys(arrivals)) == ["text_segmenter", "text_encoder", "text_encoder_2", "vae", "unet"]
+    assert ("out", "text_segmenter") in accelerator.moves
     assert accelerator.fullest <= accelerator.capacity
 
 

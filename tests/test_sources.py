@@ -13,27 +13,25 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 from transformers import (
-    CLIPSegConfig,
-    CLIPSegForImageSegmentation,
-    CLIPSegProcessor,
     DPTConfig,
     DPTForDepthEstimation,
     SamConfig,
+    SamHQConfig,
+    SamHQModel,
+    SamHQProcessor,
     SamModel,
     SamProcessor,
 )
 from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import modular_diffdiff
 from modular_diffdiff import BadInputError, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks
 from modular_diffdiff.blocks.diffdiff_preview import draw_preview
 from modular_diffdiff.blocks.diffdiff_sources import combine, keep_where_alike, linear_gradient, radial_gradient
-from modular_diffdiff.still_life.models import build_tokenizer
 
-from .helpers import build, diffdiff, picture, seeded
+from .helpers import build, diffdiff, picture, seeded, widen
 
 
 SIDES = st.integers(2, 12)
@@ -120,53 +118,23 @@ def test_the_given_map_alone_is_inverted_and_brought_to_the_image_before_it_join
 # With one
 
 
-def widen(model, seed: int = 0):
-    """A fresh model says the same everywhere; larger weights make it tell pixels apart."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=seeded(seed)))
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def segmenter() -> dict:
-    """CLIPSeg, as small as it goes."""
-    tokenizer = build_tokenizer()
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    vision = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2}
-    layers = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    config = CLIPSegConfig(
-        text_config=layers | text | {"num_hidden_layers": 1, "eos_token_id": tokenizer.eos_token_id},
-        vision_config=layers | vision,
-        projection_dim=8,
-        extract_layers=[1],
-        reduce_dim=8,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=8,
-    )
-    images = ViTImageProcessorPil(size={"height": 32, "width": 32})
-    return {
-        "text_segmenter": widen(CLIPSegForImageSegmentation(config)),
-        "text_segmenter_processor": CLIPSegProcessor(images, tokenizer),
-    }
-
-
-@pytest.fixture(scope="module")
-def generator() -> dict:
-    """SAM, as small as it goes."""
+@pytest.fixture(scope="module", params=["SAM", "SAM-HQ"])
+def generator(request) -> dict:
+    """SAM, or SAM-HQ, as small as it goes."""
     size = {"image_size": 64, "patch_size": 16}
     vision = {"hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"mlp_dim": 16, "global_attn_indexes": [0], "num_pos_feats": 8}
     decoder = {"hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     decoder |= {"iou_head_hidden_dim": 16, "iou_head_depth": 2}
-    config = SamConfig(
+    classes = {"SAM": (SamConfig, SamModel, SamProcessor), "SAM-HQ": (SamHQConfig, SamHQModel, SamHQProcessor)}
+    config_class, model_class, processor_class = classes[request.param]
+    config = config_class(
         vision_config=vision | size,
         prompt_encoder_config=size | {"hidden_size": 16, "image_embedding_size": 4, "mask_input_channels": 4},
-        mask_decoder_config=decoder,
+        mask_decoder_config=decoder | ({"vit_dim": 16} if request.param == "SAM-HQ" else {}),
     )
     images = SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
-    return {"mask_generator": widen(SamModel(config)), "mask_generator_processor": SamProcessor(images)}
+    return {"mask_generator": widen(model_class(config)), "mask_generator_processor": processor_class(images)}
 
 
 @pytest.fixture(scope="module")
