@@ -67,6 +67,101 @@ Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure."
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; they are refused otherwise.")]
 ImageToEdit = Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")]
+# What is asked of a model, in every command that has one.
+Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What the changed regions shall not show.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        metavar="REPO_OR_DIR",
+        help="A checkpoint of a family that is known: a name on the Hub, a folder with a model_index.json, or a "
+        "small one that this package embeds: an SDXL (still-life) or a Z-Image (still-life-flow).",
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, max=MAX_STEPS, metavar="N", help="Number of denoising steps.")]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="How closely to follow the prompt; 1 turns guidance off. By default 7.5 for SDXL, 2 for the embedded "
+        "models, and the model's own for the others.",
+    ),
+]
+ControlImage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH_OR_URL", help="What a ControlNet follows where the map lets it, e.g. edges; scaled to IMAGE."
+    ),
+]
+ControlMode = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="What a ControlNet-Union shall take --control-image for, a number that its model card lists; with the "
+        "embedded one 0 for edges, 1 for depth.",
+    ),
+]
+ControlNet = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REPO_OR_DIR",
+        help="A ControlNet or ControlNet-Union for --model; by default the one that goes with the embedded model.",
+    ),
+]
+ControlScale = Annotated[float | None, typer.Option(metavar="X", help="How much --control-image counts, 1 by default.")]
+IPAdapterImage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH_OR_URL", help="An image prompt: shows what PROMPT leaves open; its middle square counts."
+    ),
+]
+IPAdapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The weights of an IP-Adapter for --model, a path or a file on the Hub (owner/name/folder/file), with "
+        "a folder image_encoder beside them; by default those that go with the embedded model.",
+    ),
+]
+IPAdapterScale = Annotated[
+    float | None, typer.Option(metavar="X", help="How much --ip-adapter-image counts, 1 by default.")
+]
+LoRA = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REPO_OR_FILE",
+        help="A LoRA for --model: a path, a name on the Hub, or a file there (owner/name/file). It needs "
+        "`pip install modular-diffdiff[lora]`.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
+]
+InvertMap = Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")]
+Overlay = Annotated[
+    bool,
+    typer.Option(
+        "--overlay",
+        help="Bring IMAGE's own pixels back where the map is white: without it they go through the model's "
+        "autoencoder and change a little. IMAGE's transparency comes along.",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="D", help="Where to run, e.g. cuda, mps or cpu; an accelerator by default.")
+]
+DType = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option(help="Of the weights; by default float32 on a CPU, elsewhere float16 for SDXL, bfloat16 for others."),
+]
+Offload = Annotated[
+    bool,
+    typer.Option(
+        "--offload",
+        help="Keep the model in main memory and move each part to the accelerator when it runs: slower, for "
+        "accelerators too small for the whole model; refused where there is none.",
+    ),
+]
 # How a map is shaped, in every command that has one.
 Grow = Annotated[
     float, typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks.")
@@ -158,81 +253,20 @@ def edit(
         typer.Argument(metavar="MAP", help="Path or URL of the change map, or -: white keeps, black changes."),
     ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the changed regions shall show.")],
-    negative: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the changed regions shall not show.")
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="REPO_OR_DIR",
-            help="A checkpoint of a family that is known: a name on the Hub, a folder with a model_index.json, or a "
-            "small one that this package embeds: an SDXL (still-life) or a Z-Image (still-life-flow).",
-        ),
-    ] = loading.EMBEDDED,
-    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, metavar="N", help="Number of denoising steps.")] = 25,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="How closely to follow the prompt; 1 turns guidance off. By default 7.5 for SDXL, 2 for the embedded "
-            "models, and the model's own for the others.",
-        ),
-    ] = None,
-    control_image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH_OR_URL", help="What a ControlNet follows where the map lets it, e.g. edges; scaled to IMAGE."
-        ),
-    ] = None,
-    control_mode: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="What a ControlNet-Union shall take --control-image for, a number that its model card lists; with the "
-            "embedded one 0 for edges, 1 for depth.",
-        ),
-    ] = None,
-    controlnet: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REPO_OR_DIR",
-            help="A ControlNet or ControlNet-Union for --model; by default the one that goes with the embedded model.",
-        ),
-    ] = None,
-    control_scale: Annotated[
-        float | None, typer.Option(metavar="X", help="How much --control-image counts, 1 by default.")
-    ] = None,
-    ip_adapter_image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH_OR_URL", help="An image prompt: shows what PROMPT leaves open; its middle square counts."
-        ),
-    ] = None,
-    ip_adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="The weights of an IP-Adapter for --model, a path or a file on the Hub (owner/name/folder/file), with "
-            "a folder image_encoder beside them; by default those that go with the embedded model.",
-        ),
-    ] = None,
-    ip_adapter_scale: Annotated[
-        float | None, typer.Option(metavar="X", help="How much --ip-adapter-image counts, 1 by default.")
-    ] = None,
-    lora: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REPO_OR_FILE",
-            help="A LoRA for --model: a path, a name on the Hub, or a file there (owner/name/file). It needs "
-            "`pip install modular-diffdiff[lora]`.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
-    ] = None,
-    invert_map: Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")] = False,
+    negative: Negative = None,
+    model: ModelName = loading.EMBEDDED,
+    steps: Steps = 25,
+    guidance_scale: GuidanceScale = None,
+    control_image: ControlImage = None,
+    control_mode: ControlMode = None,
+    controlnet: ControlNet = None,
+    control_scale: ControlScale = None,
+    ip_adapter_image: IPAdapterImage = None,
+    ip_adapter: IPAdapter = None,
+    ip_adapter_scale: IPAdapterScale = None,
+    lora: LoRA = None,
+    seed: Seed = None,
+    invert_map: InvertMap = False,
     grow: Grow = 0.0,
     feather: Feather = 0.0,
     seam: Seam = "across",
@@ -249,14 +283,7 @@ def edit(
             "that changes pixels a little, and --overlay brings them back.",
         ),
     ] = 1.0,
-    overlay: Annotated[
-        bool,
-        typer.Option(
-            "--overlay",
-            help="Bring IMAGE's own pixels back where the map is white: without it they go through the model's "
-            "autoencoder and change a little. IMAGE's transparency comes along.",
-        ),
-    ] = False,
+    overlay: Overlay = False,
     crop: Annotated[
         int | None,
         typer.Option(
@@ -272,23 +299,9 @@ def edit(
             min=1, max=MAX_COUNT, metavar="N", help="How many pictures to make, each of the seed after the last."
         ),
     ] = 1,
-    device: Annotated[
-        str | None, typer.Option(metavar="D", help="Where to run, e.g. cuda, mps or cpu; an accelerator by default.")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(
-            help="Of the weights; by default float32 on a CPU, elsewhere float16 for SDXL, bfloat16 for others."
-        ),
-    ] = None,
-    offload: Annotated[
-        bool,
-        typer.Option(
-            "--offload",
-            help="Keep the model in main memory and move each part to the accelerator when it runs: slower, for "
-            "accelerators too small for the whole model; refused where there is none.",
-        ),
-    ] = False,
+    device: Device = None,
+    dtype: DType = None,
+    offload: Offload = False,
     out: Annotated[
         Path | None,
         typer.Option(
