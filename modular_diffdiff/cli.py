@@ -1,4 +1,4 @@
-"""What people run: `modular-diffdiff demo`, `map`, `edit` and `publish`."""
+"""What people run: `modular-diffdiff demo`, `edit`, `fan`, `map` and `publish`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ Examples:
   modular-diffdiff demo
   modular-diffdiff map photo.png --gradient 90 --out map.png
   modular-diffdiff edit photo.png map.png "a green pear"
+  modular-diffdiff fan photo.png "a green pear" map.png
 
 Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure.""",
 )
@@ -331,16 +332,8 @@ def edit(
             raise loading.UserError("PROMPT is empty.")
         _check_texts({"PROMPT": prompt, "--negative": negative})
         _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
-        steering = {"--control-mode": control_mode, "--controlnet": controlnet, "--control-scale": control_scale}
-        if _is_used("--control-image", control_image, steering):
-            if controlnet is None:
-                controlnet = loading.default_for(model, "--controlnet", union=control_mode is not None)
-            control_scale = 1.0 if control_scale is None else control_scale
-        steering = {"--ip-adapter": ip_adapter, "--ip-adapter-scale": ip_adapter_scale}
-        if _is_used("--ip-adapter-image", ip_adapter_image, steering):
-            if ip_adapter is None:
-                ip_adapter = loading.default_for(model, "--ip-adapter")
-            ip_adapter_scale = 1.0 if ip_adapter_scale is None else ip_adapter_scale
+        controlnet, control_scale = _choose_controlnet(model, control_image, control_mode, controlnet, control_scale)
+        ip_adapter, ip_adapter_scale = _choose_ip_adapter(model, ip_adapter_image, ip_adapter, ip_adapter_scale)
         if seed is not None and seed + count - 1 > MAX_SEED:
             raise loading.UserError(f"--seed {seed} with --count {count} goes beyond the last seed, {MAX_SEED}.")
         if seed is None:
@@ -364,14 +357,7 @@ def edit(
         )
         editing.check_inputs(asked.shaping())
         with editing.quiet_libraries():
-            editing.check_pictures(pictures, asked)
-            chosen = loading.choose_device(loading.find_family(chosen))
-            if guidance_scale is None:
-                asked = replace(asked, guidance_scale=loading.default_guidance_scale(chosen))
-            editing.check_family(chosen, asked)
-            loading.check_steering(chosen, control_mode)
-            pipe = loading.load_pipeline(chosen, asked.guidance_scale)
-            editing.warn_of_long_texts(pipe, asked)
+            pipe, chosen, asked = _load(chosen, asked, pictures)
             settings = editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
                 result = editing.run_edit(pipe, asked, pictures, n)
@@ -379,6 +365,149 @@ def edit(
                     result, path, overwrite, settings | {"seed": n}, editing.kept_of(pictures.image.pixels)
                 )
                 typer.echo(f"{_printable(path)} (seed {n}, {chosen.title})")
+
+
+def _choose_controlnet(
+    model: str, image: str | None, mode: int | None, controlnet: str | None, scale: float | None
+) -> tuple[str | None, float | None]:
+    """The ControlNet and its weight, with what is left open filled in; None both without an image."""
+    steering = {"--control-mode": mode, "--controlnet": controlnet, "--control-scale": scale}
+    if not _is_used("--control-image", image, steering):
+        return None, None
+    if controlnet is None:
+        controlnet = loading.default_for(model, "--controlnet", union=mode is not None)
+    return controlnet, 1.0 if scale is None else scale
+
+
+def _choose_ip_adapter(
+    model: str, image: str | None, ip_adapter: str | None, scale: float | None
+) -> tuple[str | None, float | None]:
+    """The same for an IP-Adapter."""
+    if not _is_used("--ip-adapter-image", image, {"--ip-adapter": ip_adapter, "--ip-adapter-scale": scale}):
+        return None, None
+    if ip_adapter is None:
+        ip_adapter = loading.default_for(model, "--ip-adapter")
+    return ip_adapter, 1.0 if scale is None else scale
+
+
+def _load(
+    model: loading.Model, asked: editing.Edit, pictures: editing.Pictures
+) -> tuple[Any, loading.Model, editing.Edit]:
+    """The pipeline, once all is checked that can be; the model and the edit with what was left open filled in."""
+    editing.check_pictures(pictures, asked)
+    model = loading.choose_device(loading.find_family(model))
+    if asked.guidance_scale is None:
+        asked = replace(asked, guidance_scale=loading.default_guidance_scale(model))
+    editing.check_family(model, asked)
+    loading.check_steering(model, asked.control_mode)
+    pipe = loading.load_pipeline(model, asked.guidance_scale)
+    editing.warn_of_long_texts(pipe, asked)
+    return pipe, model, asked
+
+
+@app.command("fan")
+def make_fan(
+    image: ImageToEdit,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the changed regions show.")],
+    change_map: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MAP",
+            help="Path or URL of the change map, or -: white keeps, black changes; without it, everything may change.",
+        ),
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(metavar="X,X,...", help="2 to 100 rising numbers from 0 to 1, with commas between them.")
+    ] = "0.2,0.4,0.6,0.8,1.0",
+    negative: Negative = None,
+    model: ModelName = loading.EMBEDDED,
+    steps: Steps = 25,
+    guidance_scale: GuidanceScale = None,
+    control_image: ControlImage = None,
+    control_mode: ControlMode = None,
+    controlnet: ControlNet = None,
+    control_scale: ControlScale = None,
+    ip_adapter_image: IPAdapterImage = None,
+    ip_adapter: IPAdapter = None,
+    ip_adapter_scale: IPAdapterScale = None,
+    lora: LoRA = None,
+    seed: Seed = None,
+    invert_map: InvertMap = False,
+    grow: Grow = 0.0,
+    feather: Feather = 0.0,
+    seam: Seam = "across",
+    levels: Levels = (0.0, 1.0),
+    gamma: Gamma = 1.0,
+    limits: Limits = (0.0, 1.0),
+    overlay: Overlay = False,
+    device: Device = None,
+    dtype: DType = None,
+    offload: Offload = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The .png file to write; IMAGE-fan.png in the current folder by default."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show one edit at several strengths, to choose the one for `edit --strength`.
+
+    A strength turns the whole map down; without a map, it is image-to-image's. The sheet has the results in a row, all
+    of the same noise, and beside them one picture cut into strips of rising strength. They are made as one batch, which
+    takes as much memory as so many pictures. The PNG holds, as JSON in the text chunk "modular-diffdiff", all that it
+    takes to repeat it.
+
+    \b
+    Examples:
+      modular-diffdiff fan photo.png "a green pear" --seed 1
+      modular-diffdiff fan photo.png "a green pear" map.png --strengths 0.3,0.5,0.7
+    """
+    with _one_line_errors():
+        if not prompt:
+            raise loading.UserError("PROMPT is empty.")
+        _check_texts({"PROMPT": prompt, "--negative": negative})
+        _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
+        rising = _strengths(strengths)
+        if invert_map and change_map is None:
+            raise loading.UserError("--invert-map needs MAP.")
+        controlnet, control_scale = _choose_controlnet(model, control_image, control_mode, controlnet, control_scale)
+        ip_adapter, ip_adapter_scale = _choose_ip_adapter(model, ip_adapter_image, ip_adapter, ip_adapter_scale)
+        seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
+        out = out or Path(f"{Path(editing.file_name(image)).stem}-fan.png")
+        editing.check_outputs([out], overwrite)
+        chosen = loading.Model(model, device, dtype, offload, controlnet, ip_adapter, ip_adapter_scale, lora)
+        loading.check_names(chosen)
+        asked = editing.Edit(
+            *(prompt, negative, steps, guidance_scale, invert_map),
+            overlay=overlay,
+            control_mode=control_mode,
+            control_scale=control_scale,
+            map_levels=levels,
+            map_gamma=gamma,
+            map_grow=grow,
+            map_feather=feather,
+            map_seam=seam,
+            map_limits=limits,
+        )
+        editing.check_inputs(asked.shaping() | {"fan_strengths": rising})
+        locations = {"IMAGE": image, "MAP": change_map}
+        locations |= {"--control-image": control_image, "--ip-adapter-image": ip_adapter_image}
+        pictures = editing.Pictures(*_read_pictures(locations).values())
+        with editing.quiet_libraries():
+            from . import fans
+
+            pipe, chosen, asked = _load(chosen, asked, pictures)
+            with editing.spoken(pictures.titles()):
+                fan = fans.fan(pipe, strengths=rising, **editing.inputs_of(pipe, asked, pictures, seed))
+            settings = editing.describe_run(pipe, chosen, asked, pictures) | {"strengths": rising, "seed": seed}
+        editing.write_png(fans.draw_fan(fan), out, overwrite, settings, editing.kept_of(pictures.image.pixels))
+        typer.echo(f"{_printable(out)} (seed {seed}, {chosen.title})")
+
+
+def _strengths(given: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, given.split(",")))
+    except ValueError as error:
+        raise loading.UserError(f"--strengths is {given!r}; it takes numbers with commas between them.") from error
 
 
 @app.command("map")

@@ -59,6 +59,7 @@ _ARGUMENTS = {
     "map_difference": "--difference",
     "map_combine": "--combine",
     "strength": "--strength",
+    "fan_strengths": "--strengths",
     "overlay": "--overlay",
     "padding_map_crop": "--crop",
     "control_image": "--control-image",
@@ -92,7 +93,7 @@ class Pictures:
     """What an edit starts from: an image and a change map, and what steers it, None for nothing."""
 
     image: Picture
-    map: Picture
+    map: Picture | None
     control_image: Picture | None = None
     ip_adapter_image: Picture | None = None
 
@@ -356,8 +357,9 @@ def check_pictures(pictures: Pictures, edit: Edit) -> None:
     for name, picture in pictures.given().items():
         instead = ", or keep it with --overlay or --crop" if name == "image" else ""
         check_picture(picture, deep=name == "map", transparent=name == "image" and lays_over, instead=instead)
-    with spoken(pictures.titles()):
-        diffdiff_map.load_maps(pictures.map.pixels)
+    if pictures.map is not None:
+        with spoken(pictures.titles()):
+            diffdiff_map.load_maps(pictures.map.pixels)
     image, space = pictures.image.pixels, _profile_space(pictures.image.pixels)
     if space not in (None, "RGB"):
         _warn(f"{pictures.image.title} has a colour profile for {space}, which the RGB result cannot keep.")
@@ -436,6 +438,12 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
         UserError: If a block refuses an input, with the block's message.
         FloatingPointError: If the model answers with NaN or infinity.
     """
+    with spoken(pictures.titles()):
+        return pipe(**inputs_of(pipe, edit, pictures, seed), output="images")[0]
+
+
+def inputs_of(pipe, edit: Edit, pictures: Pictures, seed: int) -> dict[str, Any]:
+    """All that the pipeline's call takes."""
     import torch
 
     steering = {}
@@ -452,21 +460,19 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, seed: int) -> PIL.Image.Image
         steering["controlnet_conditioning_scale"] = edit.control_scale
         if edit.control_mode is not None:
             steering["control_mode"] = edit.control_mode
-    with spoken(pictures.titles()):
-        return pipe(
-            prompt=edit.prompt,
-            image=pictures.image.pixels,
-            diffdiff_map=pictures.map.pixels,
-            invert_diffdiff_map=edit.invert_map,
-            **edit.shaping(),
-            strength=edit.strength,
-            overlay=edit.overlay,
-            padding_map_crop=edit.crop,
-            num_inference_steps=edit.steps,
-            generator=torch.Generator().manual_seed(seed),
-            output="images",
-            **steering,
-        )[0]
+    return {
+        "prompt": edit.prompt,
+        "image": pictures.image.pixels,
+        "diffdiff_map": None if pictures.map is None else pictures.map.pixels,
+        "invert_diffdiff_map": edit.invert_map,
+        **edit.shaping(),
+        "strength": edit.strength,
+        "overlay": edit.overlay,
+        "padding_map_crop": edit.crop,
+        "num_inference_steps": edit.steps,
+        "generator": torch.Generator().manual_seed(seed),
+        **steering,
+    }
 
 
 def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str, Any]:
