@@ -1,4 +1,4 @@
-"""What people run: `modular-diffdiff demo`, `map`, `edit` and `publish`."""
+"""What people run: `modular-diffdiff demo`, `map`, `edit`, `fan` and `publish`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from . import catalog, editing, loading, maps, publishing
+from . import catalog, editing, loading, maps, options, publishing
 
 
 DEMO_NAME = "modular-diffdiff-demo.png"
 UsageError = typer.BadParameter.__base__  # typer has no name for it
-MAX_SEED = 2**32 - 1
-MAX_COUNT = MAX_STEPS = 10_000
+MAX_COUNT = 10_000
 MAX_SCALE = 1000  # far beyond what models are used with
 
 
@@ -61,92 +61,10 @@ Examples:
   modular-diffdiff demo
   modular-diffdiff map photo.png --gradient 90 --out map.png
   modular-diffdiff edit photo.png map.png "a green pear"
+  modular-diffdiff fan photo.png "a green pear" map.png
 
 Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure.""",
 )
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; they are refused otherwise.")]
-ImageToEdit = Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")]
-# Where a map comes from and how it is shaped, in every command that has one; `_ask_map` reads them.
-Text = Annotated[str | None, typer.Option(metavar="TEXT", help="What may change, in words.")]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        metavar="X", help="Probability, 0 to 1, from which on what --text finds may change wholly; soft without."
-    ),
-]
-Point = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="X,Y", help="A pixel on the object that may change; X,Y,0 is one on what is not meant. Repeatable."
-    ),
-]
-Box = Annotated[
-    list[str] | None,
-    typer.Option(metavar="L,T,R,B", help="A box in pixels around an object that may change. Repeatable."),
-]
-Depth = Annotated[
-    tuple[float, float] | None,
-    typer.Option(
-        metavar="KEPT FREE",
-        help="Two depths, 0 being the nearest in IMAGE and 1 the farthest: from the first to the second, more and more "
-        "may change.",
-    ),
-]
-Gradient = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ANGLE",
-        help="In this direction, more and more may change: 0 is to the right, 90 upwards; or radial, from the edge to "
-        "the middle.",
-    ),
-]
-Mask = Annotated[
-    str | None, typer.Option(metavar="PATH_OR_URL", help="A mask as inpainting has it: what is white may change.")
-]
-Difference = Annotated[
-    str | None,
-    typer.Option(metavar="PATH_OR_URL", help="The photo that IMAGE was painted over: what differs may change."),
-]
-Combine = Annotated[
-    Literal["keep", "change"] | None,
-    typer.Option(help="Of several maps, whether to keep (the default) or to change what any of them does."),
-]
-Segmenter = Annotated[
-    str | None, typer.Option(metavar="REPO_OR_DIR", help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined.")
-]
-MaskGenerator = Annotated[
-    str | None, typer.Option(metavar="REPO_OR_DIR", help="A SAM for --point and --box, e.g. facebook/sam-vit-base.")
-]
-DepthEstimator = Annotated[
-    str | None,
-    typer.Option(metavar="REPO_OR_DIR", help="For --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf."),
-]
-Grow = Annotated[
-    float | None,
-    typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks."),
-]
-Feather = Annotated[
-    float | None,
-    typer.Option(metavar="PX", help="Soften the map's edges by a Gaussian of this standard deviation, in pixels."),
-]
-Seam = Annotated[
-    Literal["across", "inside", "outside"] | None,
-    typer.Option(
-        help="Where --feather puts the soft edge: across the map's own (the default), inside what changes, or outside."
-    ),
-]
-Levels = Annotated[
-    tuple[float, float] | None,
-    typer.Option(metavar="BLACK WHITE", help="Greys of the map from 0 to 1 that become black, and white."),
-]
-Gamma = Annotated[
-    float | None, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they are brighter and keep more.")
-]
-Limits = Annotated[
-    tuple[float, float] | None,
-    typer.Option(metavar="LEAST MOST", help="How strongly, from 0 to 1, anything that changes at all may change."),
-]
 
 
 @contextmanager
@@ -177,13 +95,6 @@ def _options(
     pass
 
 
-def _split(map_and_prompt: list[str]) -> tuple[str | None, str]:
-    """MAP, None without one, and PROMPT."""
-    if len(map_and_prompt) > 2:
-        raise loading.UserError(f"{map_and_prompt[2]!r} is one argument too many, behind MAP and PROMPT.")
-    return (None, *map_and_prompt) if len(map_and_prompt) == 1 else tuple(map_and_prompt)
-
-
 def _printable(text: Any) -> str:
     """A text with a mark in place of what is no UTF-8, as file names can be."""
     return str(text).encode(errors="replace").decode()
@@ -192,7 +103,7 @@ def _printable(text: Any) -> str:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the sheet.")] = Path(),
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Draw a contact sheet of edits with the embedded checkpoint.
 
@@ -217,7 +128,7 @@ def demo(
 @app.command()
 def edit(
     ctx: typer.Context,
-    image: ImageToEdit,
+    image: options.ImageToEdit,
     map_and_prompt: Annotated[
         list[str],
         typer.Argument(
@@ -226,106 +137,39 @@ def edit(
             "its kind make it. Then what the changed regions show.",
         ),
     ],
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the changed regions do not show.")] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="REPO_OR_DIR",
-            help="A checkpoint of a family that is known: a name on the Hub, a folder with a model_index.json, or a "
-            "small one that this package embeds: an SDXL (still-life) or a Z-Image (still-life-flow).",
-        ),
-    ] = loading.EMBEDDED,
-    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, metavar="N", help="Number of denoising steps.")] = 25,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="How closely to follow the prompt; 1 turns guidance off. By default 7.5 for SDXL, 2 for the embedded "
-            "models, and the model's own for the others.",
-        ),
-    ] = None,
-    control_image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH_OR_URL", help="What a ControlNet follows where the map lets it, e.g. edges; scaled to IMAGE."
-        ),
-    ] = None,
-    control_mode: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="What a ControlNet-Union takes --control-image for, a number that its model card lists; with the "
-            "embedded one 0 for edges, 1 for depth.",
-        ),
-    ] = None,
-    controlnet: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REPO_OR_DIR",
-            help="A ControlNet or ControlNet-Union for --model; by default the one that goes with the embedded model.",
-        ),
-    ] = None,
-    control_scale: Annotated[
-        float | None, typer.Option(metavar="X", help="How much --control-image counts, 1 by default.")
-    ] = None,
-    ip_adapter_image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH_OR_URL", help="An image prompt: shows what PROMPT leaves open; its middle square counts."
-        ),
-    ] = None,
-    ip_adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="The weights of an IP-Adapter for --model, a path or a file on the Hub (owner/name/folder/file), with "
-            "a folder image_encoder beside them; by default those that go with the embedded model.",
-        ),
-    ] = None,
-    ip_adapter_scale: Annotated[
-        float | None, typer.Option(metavar="X", help="How much --ip-adapter-image counts, 1 by default.")
-    ] = None,
-    lora: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REPO_OR_FILE",
-            help="A LoRA for --model: a path, a name on the Hub, or a file there (owner/name/file). It needs "
-            "`pip install modular-diffdiff[lora]`.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
-    ] = None,
-    invert_map: Annotated[bool, typer.Option("--invert-map", help="Read the map the other way round.")] = False,
-    text: Text = None,
-    threshold: Threshold = None,
-    point: Point = None,
-    box: Box = None,
-    depth: Depth = None,
-    gradient: Gradient = None,
-    mask: Mask = None,
-    difference: Difference = None,
-    combine: Combine = None,
-    segmenter: Segmenter = None,
-    mask_generator: MaskGenerator = None,
-    depth_estimator: DepthEstimator = None,
-    grow: Grow = None,
-    feather: Feather = None,
-    seam: Seam = None,
-    levels: Levels = None,
-    gamma: Gamma = None,
-    limits: Limits = None,
-    softness: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="X",
-            help="How much of IMAGE stays in what the map releases, more where it is lighter.",
-        ),
-    ] = 0.0,
+    negative: options.Negative = None,
+    model: options.ModelName = loading.EMBEDDED,
+    steps: options.Steps = 25,
+    guidance_scale: options.GuidanceScale = None,
+    control_image: options.ControlImage = None,
+    control_mode: options.ControlMode = None,
+    controlnet: options.ControlNet = None,
+    control_scale: options.ControlScale = None,
+    ip_adapter_image: options.IPAdapterImage = None,
+    ip_adapter: options.IPAdapter = None,
+    ip_adapter_scale: options.IPAdapterScale = None,
+    lora: options.LoRA = None,
+    seed: options.Seed = None,
+    invert_map: options.InvertMap = False,
+    text: options.Text = None,
+    threshold: options.Threshold = None,
+    point: options.Point = None,
+    box: options.Box = None,
+    depth: options.Depth = None,
+    gradient: options.Gradient = None,
+    mask: options.Mask = None,
+    difference: options.Difference = None,
+    combine: options.Combine = None,
+    segmenter: options.Segmenter = None,
+    mask_generator: options.MaskGenerator = None,
+    depth_estimator: options.DepthEstimator = None,
+    grow: options.Grow = None,
+    feather: options.Feather = None,
+    seam: options.Seam = None,
+    levels: options.Levels = None,
+    gamma: options.Gamma = None,
+    limits: options.Limits = None,
+    softness: options.Softness = 0.0,
     strength: Annotated[
         float,
         typer.Option(
@@ -336,22 +180,8 @@ def edit(
             "that changes pixels a little, and --overlay brings them back.",
         ),
     ] = 1.0,
-    overlay: Annotated[
-        bool,
-        typer.Option(
-            "--overlay",
-            help="Bring IMAGE's own pixels back where the map is white: without it they go through the model's "
-            "autoencoder and change a little. IMAGE's transparency comes along.",
-        ),
-    ] = False,
-    match_colors: Annotated[
-        bool,
-        typer.Option(
-            "--match-colors",
-            help="Fit the result's colours to IMAGE's where the map is white, and change all of it so: what the model "
-            "has shifted comes back.",
-        ),
-    ] = False,
+    overlay: options.Overlay = False,
+    match_colors: options.MatchColors = False,
     crop: Annotated[
         int | None,
         typer.Option(
@@ -367,23 +197,9 @@ def edit(
             min=1, max=MAX_COUNT, metavar="N", help="How many pictures to make, each of the seed after the last."
         ),
     ] = 1,
-    device: Annotated[
-        str | None, typer.Option(metavar="D", help="Where to run, e.g. cuda, mps or cpu; an accelerator by default.")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(
-            help="Of the weights; by default float32 on a CPU, elsewhere float16 for SDXL, bfloat16 for others."
-        ),
-    ] = None,
-    offload: Annotated[
-        bool,
-        typer.Option(
-            "--offload",
-            help="Keep the model in main memory and move each part to the accelerator when it runs: slower, for "
-            "accelerators too small for the whole model; refused where there is none.",
-        ),
-    ] = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    offload: options.Offload = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -392,7 +208,7 @@ def edit(
             "added to each name.",
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Edit IMAGE towards PROMPT, each pixel as strongly as the change map lets it.
 
@@ -412,59 +228,24 @@ def edit(
     """
     with _one_line_errors():
         change_map, prompt = _split(map_and_prompt)
-        if not prompt:
-            raise loading.UserError("PROMPT is empty.")
-        _check_texts({"PROMPT": prompt, "--negative": negative, "--text": text})
-        if change_map is None and invert_map:
-            raise loading.UserError("--invert-map needs MAP, which it inverts.")
+        _check_words(prompt, ctx.params)
         if change_map is None and not maps.are_asked(ctx.params):
             raise loading.UserError(
                 "Nothing says what may change: give MAP before PROMPT, or --text, --gradient or another of their kind."
             )
-        _check_scales({"guidance": guidance_scale, "control": control_scale, "ip-adapter": ip_adapter_scale})
-        steering = {"--control-mode": control_mode, "--controlnet": controlnet, "--control-scale": control_scale}
-        if _is_used("--control-image", control_image, steering):
-            if controlnet is None:
-                controlnet = loading.default_for(model, "--controlnet", union=control_mode is not None)
-            control_scale = 1.0 if control_scale is None else control_scale
-        steering = {"--ip-adapter": ip_adapter, "--ip-adapter-scale": ip_adapter_scale}
-        if _is_used("--ip-adapter-image", ip_adapter_image, steering):
-            if ip_adapter is None:
-                ip_adapter = loading.default_for(model, "--ip-adapter")
-            ip_adapter_scale = 1.0 if ip_adapter_scale is None else ip_adapter_scale
-        if seed is not None and seed + count - 1 > MAX_SEED:
-            raise loading.UserError(f"--seed {seed} with --count {count} goes beyond the last seed, {MAX_SEED}.")
+        if seed is not None and seed + count - 1 > options.MAX_SEED:
+            raise loading.UserError(
+                f"--seed {seed} with --count {count} goes beyond the last seed, {options.MAX_SEED}."
+            )
         if seed is None:
-            seed = secrets.randbelow(MAX_SEED + 2 - count)
+            seed = secrets.randbelow(options.MAX_SEED + 2 - count)
         out = out or Path(f"{Path(editing.file_name(image)).stem}-edit.png")
         paths = {seed: out} if count == 1 else {n: out.with_stem(f"{out.stem}-{n}") for n in range(seed, seed + count)}
         editing.check_outputs(list(paths.values()), overwrite)
-        chosen = loading.Model(model, device, dtype, offload, controlnet, ip_adapter, ip_adapter_scale, lora)
-        loading.check_names(chosen)
-        inputs, models = _ask_map(ctx.params)
-        read = _read_pictures(
-            {
-                **{"IMAGE": image, "MAP": change_map, "--mask": mask, "--difference": difference},
-                **{"--control-image": control_image, "--ip-adapter-image": ip_adapter_image},
-            }
-        )
-        pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
-        request = maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models)
-        asked = editing.Edit(
-            *(prompt, negative, steps, guidance_scale, softness, strength, overlay, match_colors, crop),
-            *(control_mode, control_scale),
-        )
+        chosen, asked = _ask_edit(prompt, ctx.params)
+        pictures, request = _ask_pictures(change_map, ctx.params)
         with editing.quiet_libraries():
-            editing.check_pictures(pictures, asked)
-            maps.check_pictures(request)
-            chosen = loading.choose_device(loading.find_family(chosen))
-            if guidance_scale is None:
-                asked = replace(asked, guidance_scale=loading.default_guidance_scale(chosen))
-            editing.check_family(chosen, asked)
-            loading.check_steering(chosen, control_mode)
-            keep = maps.make_map(request)
-            pipe = loading.load_pipeline(chosen, asked.guidance_scale)
-            editing.warn_of_long_texts(pipe, asked)
+            pipe, chosen, asked, keep = _load(chosen, asked, pictures, request)
             settings = maps.describe(request) | editing.describe_run(pipe, chosen, asked, pictures)
             for n, path in paths.items():
                 result = editing.run_edit(pipe, asked, pictures, keep, n)
@@ -474,28 +255,216 @@ def edit(
                 typer.echo(f"{_printable(path)} (seed {n}, {chosen.title})")
 
 
+def _split(map_and_prompt: list[str]) -> tuple[str | None, str]:
+    """MAP, None without one, and PROMPT."""
+    if len(map_and_prompt) > 2:
+        raise loading.UserError(f"{map_and_prompt[2]!r} is one argument too many, behind MAP and PROMPT.")
+    return (None, *map_and_prompt) if len(map_and_prompt) == 1 else tuple(map_and_prompt)
+
+
+# What `edit` and `fan` ask; `params` are the command's parameters, by their names there.
+
+
+def _check_words(prompt: str, params: dict[str, Any]) -> None:
+    if not prompt:
+        raise loading.UserError("PROMPT is empty.")
+    _check_texts({"PROMPT": prompt, "--negative": params["negative"], "--text": params["text"]})
+
+
+def _ask_edit(prompt: str, params: dict[str, Any]) -> tuple[loading.Model, editing.Edit]:
+    """The model, whose names are checked, and what is asked of it."""
+    scales = {"guidance": "guidance_scale", "control": "control_scale", "ip-adapter": "ip_adapter_scale"}
+    _check_scales({option: params[name] for option, name in scales.items()})
+    controlnet, control_scale = _choose_controlnet(params)
+    ip_adapter, ip_adapter_scale = _choose_ip_adapter(params)
+    run = {name: params[name] for name in ("model", "device", "dtype", "offload", "lora")}
+    model = loading.Model(**run, controlnet=controlnet, ip_adapter=ip_adapter, ip_adapter_scale=ip_adapter_scale)
+    loading.check_names(model)
+    names = ("steps", "guidance_scale", "softness", "strength", "overlay", "match_colors", "crop", "control_mode")
+    asked = {name: params[name] for name in names if name in params}
+    return model, editing.Edit(prompt, params["negative"], control_scale=control_scale, **asked)
+
+
+def _choose_controlnet(params: dict[str, Any]) -> tuple[str | None, float | None]:
+    """The ControlNet and its weight, with what is left open filled in; None both without an image."""
+    mode, controlnet, scale = params["control_mode"], params["controlnet"], params["control_scale"]
+    steering = {"--control-mode": mode, "--controlnet": controlnet, "--control-scale": scale}
+    if not _is_used("--control-image", params["control_image"], steering):
+        return None, None
+    if controlnet is None:
+        controlnet = loading.default_for(params["model"], "--controlnet", union=mode is not None)
+    return controlnet, 1.0 if scale is None else scale
+
+
+def _choose_ip_adapter(params: dict[str, Any]) -> tuple[str | None, float | None]:
+    """The same for an IP-Adapter."""
+    ip_adapter, scale = params["ip_adapter"], params["ip_adapter_scale"]
+    steering = {"--ip-adapter": ip_adapter, "--ip-adapter-scale": scale}
+    if not _is_used("--ip-adapter-image", params["ip_adapter_image"], steering):
+        return None, None
+    if ip_adapter is None:
+        ip_adapter = loading.default_for(params["model"], "--ip-adapter")
+    return ip_adapter, 1.0 if scale is None else scale
+
+
+def _ask_pictures(change_map: str | None, params: dict[str, Any]) -> tuple[editing.Pictures, maps.Request]:
+    """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read."""
+    if change_map is None and params["invert_map"]:
+        raise loading.UserError("--invert-map needs MAP, which it inverts.")
+    inputs, models = _ask_map(params)
+    read = _read_pictures(
+        {
+            **{"IMAGE": params["image"], "MAP": change_map},
+            **{"--mask": params["mask"], "--difference": params["difference"]},
+            **{"--control-image": params["control_image"], "--ip-adapter-image": params["ip_adapter_image"]},
+        }
+    )
+    pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
+    return pictures, maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models)
+
+
+def _load(
+    model: loading.Model, asked: editing.Edit, pictures: editing.Pictures, request: maps.Request
+) -> tuple[Any, loading.Model, editing.Edit, np.ndarray]:
+    """The pipeline, the model and the edit with what was left open filled in, and the map.
+
+    All is checked that can be before a model is loaded, and the map is made before the pipeline is.
+    """
+    editing.check_pictures(pictures, asked)
+    maps.check_pictures(request)
+    model = loading.choose_device(loading.find_family(model))
+    if asked.guidance_scale is None:
+        asked = replace(asked, guidance_scale=loading.default_guidance_scale(model))
+    editing.check_family(model, asked)
+    loading.check_steering(model, asked.control_mode)
+    keep = maps.make_map(request)
+    pipe = loading.load_pipeline(model, asked.guidance_scale)
+    editing.warn_of_long_texts(pipe, asked)
+    return pipe, model, asked, keep
+
+
+@app.command("fan")
+def make_fan(
+    ctx: typer.Context,
+    image: options.ImageToEdit,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the changed regions show.")],
+    change_map: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MAP",
+            help="Path or URL of the change map, or -: white keeps, black changes; --text and others of its kind make "
+            "one, and without any, everything may change.",
+        ),
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(metavar="X,X,...", help="2 to 100 rising numbers from 0 to 1, with commas between them.")
+    ] = "0.2,0.4,0.6,0.8,1.0",
+    negative: options.Negative = None,
+    model: options.ModelName = loading.EMBEDDED,
+    steps: options.Steps = 25,
+    guidance_scale: options.GuidanceScale = None,
+    control_image: options.ControlImage = None,
+    control_mode: options.ControlMode = None,
+    controlnet: options.ControlNet = None,
+    control_scale: options.ControlScale = None,
+    ip_adapter_image: options.IPAdapterImage = None,
+    ip_adapter: options.IPAdapter = None,
+    ip_adapter_scale: options.IPAdapterScale = None,
+    lora: options.LoRA = None,
+    seed: options.Seed = None,
+    invert_map: options.InvertMap = False,
+    text: options.Text = None,
+    threshold: options.Threshold = None,
+    point: options.Point = None,
+    box: options.Box = None,
+    depth: options.Depth = None,
+    gradient: options.Gradient = None,
+    mask: options.Mask = None,
+    difference: options.Difference = None,
+    combine: options.Combine = None,
+    segmenter: options.Segmenter = None,
+    mask_generator: options.MaskGenerator = None,
+    depth_estimator: options.DepthEstimator = None,
+    grow: options.Grow = None,
+    feather: options.Feather = None,
+    seam: options.Seam = None,
+    levels: options.Levels = None,
+    gamma: options.Gamma = None,
+    limits: options.Limits = None,
+    softness: options.Softness = 0.0,
+    overlay: options.Overlay = False,
+    match_colors: options.MatchColors = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    offload: options.Offload = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The .png file to write; IMAGE-fan.png in the current folder by default."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Show one edit at several strengths, to choose the one for `edit --strength`.
+
+    A strength turns the whole map down; without a map, it is image-to-image's. The sheet has the results in a row, all
+    of the same noise, and beside them one picture cut into strips of rising strength. They are made as one batch, which
+    takes as much memory as so many pictures. The PNG holds, as JSON in the text chunk "modular-diffdiff", all that it
+    takes to repeat it.
+
+    \b
+    Examples:
+      modular-diffdiff fan photo.png "a green pear" --seed 1
+      modular-diffdiff fan photo.png "a green pear" map.png --strengths 0.3,0.5,0.7
+    """
+    with _one_line_errors():
+        _check_words(prompt, ctx.params)
+        rising = _strengths(strengths)
+        editing.check_inputs({"fan_strengths": rising})
+        seed = secrets.randbelow(options.MAX_SEED + 1) if seed is None else seed
+        out = out or Path(f"{Path(editing.file_name(image)).stem}-fan.png")
+        editing.check_outputs([out], overwrite)
+        chosen, asked = _ask_edit(prompt, ctx.params)
+        pictures, request = _ask_pictures(change_map, ctx.params)
+        with editing.quiet_libraries():
+            from . import fans
+
+            pipe, chosen, asked, keep = _load(chosen, asked, pictures, request)
+            with editing.spoken(pictures.titles()):
+                fan = fans.fan(pipe, strengths=rising, **editing.inputs_of(pipe, asked, pictures, keep, seed))
+            settings = maps.describe(request) | editing.describe_run(pipe, chosen, asked, pictures)
+        settings |= {"strengths": rising, "seed": seed}
+        editing.write_png(fans.draw_fan(fan), out, overwrite, settings, editing.kept_of(pictures.image.pixels))
+        typer.echo(f"{_printable(out)} (seed {seed}, {chosen.title})")
+
+
+def _strengths(given: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, given.split(",")))
+    except ValueError as error:
+        raise loading.UserError(f"--strengths is {given!r}; it takes numbers with commas between them.") from error
+
+
 @app.command("map")
 def make_map(
     ctx: typer.Context,
-    image: ImageToEdit,
-    text: Text = None,
-    threshold: Threshold = None,
-    point: Point = None,
-    box: Box = None,
-    depth: Depth = None,
-    gradient: Gradient = None,
-    mask: Mask = None,
-    difference: Difference = None,
-    combine: Combine = None,
-    segmenter: Segmenter = None,
-    mask_generator: MaskGenerator = None,
-    depth_estimator: DepthEstimator = None,
-    grow: Grow = None,
-    feather: Feather = None,
-    seam: Seam = None,
-    levels: Levels = None,
-    gamma: Gamma = None,
-    limits: Limits = None,
+    image: options.ImageToEdit,
+    text: options.Text = None,
+    threshold: options.Threshold = None,
+    point: options.Point = None,
+    box: options.Box = None,
+    depth: options.Depth = None,
+    gradient: options.Gradient = None,
+    mask: options.Mask = None,
+    difference: options.Difference = None,
+    combine: options.Combine = None,
+    segmenter: options.Segmenter = None,
+    mask_generator: options.MaskGenerator = None,
+    depth_estimator: options.DepthEstimator = None,
+    grow: options.Grow = None,
+    feather: options.Feather = None,
+    seam: options.Seam = None,
+    levels: options.Levels = None,
+    gamma: options.Gamma = None,
+    limits: options.Limits = None,
     invert: Annotated[
         bool, typer.Option("--invert", help="Write it the other way round, as a mask: white where IMAGE changes.")
     ] = False,
@@ -507,7 +476,7 @@ def make_map(
         Path | None,
         typer.Option(metavar="PATH", help="A .png file that shows it: IMAGE in grey, redder the more may change."),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Make the change map of IMAGE: white where it is kept, black where it changes.
 

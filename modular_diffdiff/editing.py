@@ -62,6 +62,7 @@ _ARGUMENTS = {
     "diffdiff_softness": "--softness",
     "strength": "--strength",
     "match_colors": "--match-colors",
+    "fan_strengths": "--strengths",
     "overlay": "--overlay",
     "padding_map_crop": "--crop",
     "control_image": "--control-image",
@@ -427,6 +428,12 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) 
         UserError: If a block refuses an input, with the block's message.
         FloatingPointError: If the model answers with NaN or infinity.
     """
+    with spoken(pictures.titles()):
+        return pipe(**inputs_of(pipe, edit, pictures, keep, seed), output="images")[0]
+
+
+def inputs_of(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) -> dict[str, Any]:
+    """All that the pipeline's call takes."""
     import torch
 
     steering = {}
@@ -443,21 +450,19 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) 
         steering["controlnet_conditioning_scale"] = edit.control_scale
         if edit.control_mode is not None:
             steering["control_mode"] = edit.control_mode
-    with spoken(pictures.titles()):
-        return pipe(
-            prompt=edit.prompt,
-            image=pictures.image.pixels,
-            diffdiff_map=keep,
-            diffdiff_softness=edit.softness,
-            strength=edit.strength,
-            overlay=edit.overlay,
-            match_colors=edit.match_colors,
-            padding_map_crop=edit.crop,
-            num_inference_steps=edit.steps,
-            generator=torch.Generator().manual_seed(seed),
-            output="images",
-            **steering,
-        )[0]
+    return {
+        "prompt": edit.prompt,
+        "image": pictures.image.pixels,
+        "diffdiff_map": keep,
+        "diffdiff_softness": edit.softness,
+        "strength": edit.strength,
+        "overlay": edit.overlay,
+        "match_colors": edit.match_colors,
+        "padding_map_crop": edit.crop,
+        "num_inference_steps": edit.steps,
+        "generator": torch.Generator().manual_seed(seed),
+        **steering,
+    }
 
 
 def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str, Any]:

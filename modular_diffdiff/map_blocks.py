@@ -1,4 +1,4 @@
-"""Blocks that make and shape change maps, for workflows of any kind. Entry module of their Hub repos, one for each."""
+"""Blocks that make and shape change maps, and one that fans them out. Entry module of their Hub repos, one for each."""
 
 from .blocks.diffdiff_versions import NEEDED
 
@@ -10,6 +10,7 @@ from .blocks.diffdiff_asked import check_count
 # The loader copies only the modules that are named here: all that these blocks need, directly or not.
 from .blocks.diffdiff_block import DiffDiffBlock
 from .blocks.diffdiff_docs import INPUTS
+from .blocks.diffdiff_fan import DiffDiffFanStep
 from .blocks.diffdiff_files import open_image
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form
@@ -45,4 +46,5 @@ MAP_BLOCKS = {
     "map-mask": DiffDiffMapMaskStep,
     "map-to-mask": DiffDiffMapToMaskStep,
     "shape-map": DiffDiffShapeMapStep,
+    "fan": DiffDiffFanStep,
 }

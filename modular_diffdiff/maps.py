@@ -49,8 +49,7 @@ class Request:
 
     Attributes:
         image: The picture that it is for.
-        inputs: Of the blocks `make_map` and `shape_map`, by name; pictures are `editing.Picture`s. One says at least
-            what changes.
+        inputs: Of the blocks `make_map` and `shape_map`, by name; pictures are `editing.Picture`s.
         models: The folder or Hub repository of the model for an input that needs one, by the input's name.
         inverted: Whether the map that is written is white where the picture changes.
     """
@@ -98,6 +97,8 @@ def check_pictures(request: Request) -> None:
 def make_map(request: Request) -> np.ndarray:
     """(H, W) floats in [0, 1], 1 where the original stays; of the image's size, if it is made or shaped.
 
+    Where nothing says what changes, everything may.
+
     Raises:
         UserError: If a model cannot be loaded, or a block refuses an input.
     """
@@ -114,6 +115,8 @@ def make_map(request: Request) -> np.ndarray:
         name: picture.pixels if name in ("diffdiff_map", "mask_image") else picture.pixels.convert("RGB")
         for name, picture in request.pictures().items()
     }
+    if not request.inputs.keys() & {*PICTURES.values(), *OPTIONS, "map_gradient"}:
+        pixels["diffdiff_map"] = np.zeros(request.image.pixels.size[::-1], np.float32)
     with editing.spoken(request.titles()):
         state = pipe(**request.inputs | pixels)
         return read_maps(state.diffdiff_map, state.invert_diffdiff_map)[0][0, 0].numpy()

@@ -48,6 +48,26 @@ PLACES = {
     "--ip-adapter-image": (*EDIT, "--ip-adapter-image", "{}"),
     "--mask": ("map", "photo.png", "--mask", "{}"),
 }
+# The other commands, which share their options with `edit`: what they have alone.
+FAN = ("fan", "photo.png", PROMPT, "--steps", "2")
+FAN_TAKEN = (
+    *(
+        (),
+        ("map.png",),
+        ("map.png", "--invert-map"),
+        ("deep.png",),
+        ("--strengths", "0,1"),
+        ("--strengths", " 0.5 , 1"),
+    ),
+    *(("map.png", "--overlay", "--grow", "2"), ("--model", "still-life-flow"), ("--control-image", "L.png")),
+)
+FAN_REFUSED = {
+    "--strengths": ("", "x", "1", "0.5,", "0.5,0.5", "0.6,0.5", "-0.1,1", "0.5,1.1", "0,nan", "0;1", "0,1e999"),
+    "--strength": ("0.5",),
+    "--crop": ("2",),
+    "--count": ("2",),
+    "--out": ("there.png", "a.jpg", "nowhere/a.png"),
+}
 BAR = re.compile(r"it/s\]|s/it\]|\d+%\|")
 PYTHON = re.compile(r"Traceback| at 0x[0-9a-f]+|<[\w.]+(?: object|class)|PIL\.Image|image\.convert")
 
@@ -337,6 +357,14 @@ def option_rows() -> Iterator[Row]:
         yield Row((*EDIT[:3], text, *EDIT[4:]))
     yield Row((*EDIT[:3], "pear " * 10_000, *EDIT[4:]), said="Warning: PROMPT has ")
     yield Row(("edit", "--steps", "1", "--", "-dash.png", "map.png", "--overlay"))
+    for options in FAN_TAKEN:
+        yield Row((*FAN, *options))
+    for option, values in FAN_REFUSED.items():
+        for value in values:
+            yield Row((*FAN, option, value), 2, option)
+    yield Row((*FAN, "--invert-map"), 2, "--invert-map needs MAP")
+    yield Row((*FAN, "nowhere.png"), 2, "MAP 'nowhere.png' cannot be read")
+    yield Row((*FAN[:2], "", *FAN[3:]), 2, "PROMPT is empty")
     yield Row(("--bogus",), 2, "--bogus")
     yield Row(("bogus",), 2, "bogus")
     yield Row(("demo", "--out", "nowhere"), 2, "nowhere")
@@ -346,7 +374,7 @@ def option_rows() -> Iterator[Row]:
         yield Row(("publish", "--dry-run", "--", name), 2)
     yield Row(("publish", "ada/blocks", "--family", "nothing"), 2, "--family")
     yield Row(("publish", "ada/blocks", "--out", "new"), 2, "--out needs --dry-run")
-    for arguments in (("--version",), ("--help",), ("edit", "-h"), ("demo", "-h"), ("publish", "-h")):
+    for arguments in (("--version",), ("--help",), ("edit", "-h"), ("demo", "-h"), ("fan", "-h"), ("publish", "-h")):
         yield Row(arguments)
 
 

@@ -1105,7 +1105,7 @@ def test_help_does_not_wait_for_torch(process):
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("edit",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("edit",), ("fan",)])
 def test_help_has_an_example(run, command):
     shown = run(*command, "--help").stdout
     assert "Example" in shown

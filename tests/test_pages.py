@@ -23,7 +23,7 @@ PACKAGE = Path(modular_diffdiff.__file__).parent
 ROOT = PACKAGE.parent
 # Each with what its code must have left behind, and where other tests run what cannot be run in these.
 RUN = {
-    ROOT / "README.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "street.png"),
+    ROOT / "README.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "street.png", "photo-fan.png"),
     PACKAGE / "model_card.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "run.png"),
     PACKAGE / "still_life" / "model_card.md": ("pear.png",),
 }

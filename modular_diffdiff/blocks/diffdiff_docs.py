@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "map_seam": "across",
     "map_limits": (0.0, 1.0),
     "map_combine": "keep",
+    "fan_strengths": (0.2, 0.4, 0.6, 0.8, 1.0),
 }
 # What values are taken, by name.
 KINDS: dict[str, diffdiff_kinds.Kind] = {}
@@ -123,8 +124,8 @@ _describe(
         "a PIL image, numpy array, tensor (H, W), (1, H, W) or (B, 1, H, W), path or URL; another size than the "
         "image's is resized to it"
     ),
-    diffdiff_map="The change map, or one for each image: white (1) keeps the original, black (0) lets everything "
-    "change, grey (g) lets change begin after the share g of the steps.",
+    diffdiff_map="The change map, or one for each prompt, or for each output: white (1) keeps the original, black (0) "
+    "lets everything change, grey (g) lets change begin after the share g of the steps.",
 )
 _describe(
     diffdiff_kinds.names(),
@@ -221,6 +222,10 @@ _describe(
     "map, this is image-to-image's strength.",
     diffdiff_softness="How much of the original stays in what the map releases: in every step the noised original is "
     "mixed in with the weight softness * map. ComfyUI's `DifferentialDiffusion` calls 1 - softness its strength.",
+)
+_describe(
+    diffdiff_kinds.rising(2, 100),
+    fan_strengths="The strengths that one edit is made at, an output each; one more output has all of them, in strips.",
 )
 _describe(
     diffdiff_kinds.share(includes_all=True),

@@ -120,6 +120,17 @@ def span(takes: str, least: float) -> Kind:
     return Kind(tuple[float, float], takes, accepts)
 
 
+def rising(least: int, most: int) -> Kind:
+    """Numbers from 0 to 1, each larger than the one before."""
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, (tuple, list)) or not least <= len(value) <= most or not all(map(is_number, value)):
+            return False
+        return value[0] >= 0 and value[-1] <= 1 and all(low < high for low, high in itertools.pairwise(value))
+
+    return Kind(tuple[float, ...], f"{least} to {most} rising numbers in [0, 1]", accepts)
+
+
 def depths() -> Kind:
     def accepts(value: Any) -> bool:
         numbers = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))

@@ -7,8 +7,10 @@ of keep's shape, from 0 (free from the start) to N (never released).
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -195,7 +197,23 @@ def read_maps(maps: Any, invert: bool = False, strength: float = 1.0, allow_path
     keeps = load_maps(maps, allow_paths)
     if invert:
         keeps = [1 - keep for keep in keeps]
-    return keeps if strength == 1 else [1 - strength * (1 - keep) for keep in keeps]
+    return [turn_down(keep, strength) for keep in keeps]
+
+
+def turn_down(keep: torch.Tensor, strength: float) -> torch.Tensor:
+    """`keep` at a strength in [0, 1]: at 1 as it is, at 0 everything is kept."""
+    return keep if strength == 1 else 1 - strength * (1 - keep)
+
+
+def turn_down_in_strips(keep: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
+    """`keep`, (..., W), cut into upright strips of equal width, each turned down to a strength, left to right."""
+    count = len(strengths)
+    edges = [-(-place * keep.shape[-1] // count) for place in range(count + 1)]
+    parts = [
+        turn_down(keep[..., left:right], strength)
+        for strength, (left, right) in zip(strengths, itertools.pairwise(edges), strict=True)
+    ]
+    return torch.cat(parts, -1)
 
 
 def release_by_step(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

@@ -71,6 +71,13 @@ def size_of_picture(components, state, family: diffdiff_block.FamilyTraits) -> t
     return state.get("height") or rows * cell, state.get("width") or columns * cell
 
 
+def check_count_of_maps(count: int, state) -> None:
+    """Refuses maps that are neither one, nor one for each prompt, nor one for each output."""
+    prompts = diffdiff_asked.count_prompts(state)
+    if prompts is not None and count != prompts * (state.get("num_images_per_prompt") or 1):
+        diffdiff_asked.check_count("diffdiff_map", count, prompts)
+
+
 class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
     """Reads the change maps once, inverts them and turns them down as asked, and notes where the picture lies."""
 
@@ -84,7 +91,7 @@ class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
         pictures = [] if block_state.image is None else diffdiff_pixels.split_images(block_state.image)
         pictures = diffdiff_pixels.in_unit_range(pictures)
         size = size_of_picture(components, state, self.family)
-        diffdiff_asked.check_count("diffdiff_map", len(keeps), diffdiff_asked.count_prompts(state) or len(keeps))
+        check_count_of_maps(len(keeps), state)
         diffdiff_map.warn_of_stretching(keeps, *size)
         block_state.image = pictures or None
         block_state.placement = Placement.of(pictures, keeps, size)
