@@ -72,8 +72,8 @@ def with_fan(pipe):
         diffdiff_refusals.refuse("pipe", f"one of {type(blocks).__name__}", takes)
     front.pop("fan", None)
     front.insert("fan", diffdiff_fan.DiffDiffFanStep(), list(front).index("read_map"))
-    fanned = copy.copy(pipe)
-    fanned._blocks = blocks  # `init_pipeline` would load what cannot be passed on, as feature extractors
+    fanned = copy.copy(pipe)  # of a new one, `update_components` refuses some image processors
+    fanned._blocks = blocks
     return fanned
 
 
