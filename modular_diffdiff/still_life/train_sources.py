@@ -36,6 +36,8 @@ PAIRS = 0.5
 GROUND, ANY_KIND, ANY_COLOUR = 0.1, 0.4, 0.4
 # What the depth estimator says of the background; at 0 the ReLU at its end would stop learning.
 FAR = 0.2
+# How much it counts whether patches are named rightly.
+NAMING = 0.2
 # So often a colour stands with the kind, and alone.
 BOTH, COLOUR_ALONE = 0.4, 0.2
 
@@ -92,12 +94,31 @@ def wanted_of(objects: torch.Tensor, named: list[bool] | None) -> torch.Tensor:
     return (objects[: len(named)] * torch.tensor(named, device=objects.device)[:, None, None]).amax(0)
 
 
-def segment(model: CLIPSegForImageSegmentation, pixels: torch.Tensor, tokens) -> torch.Tensor:
-    """(B, H, W) logits, as upstream's forward gives them, which lets gradients reach the decoder alone."""
+def segment(model: CLIPSegForImageSegmentation, pixels: torch.Tensor, tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, H, W) logits, as upstream's forward gives them, which lets gradients reach the decoder alone.
+
+    Returns:
+        The logits, and the vision model's last states (B, 1 + patches, features).
+    """
     clip, extracted = model.clip, model.extract_layers
     states = clip.vision_model(pixels, output_hidden_states=True).hidden_states
     text = clip.text_projection(clip.text_model(**tokens).pooler_output)
-    return model.decoder([states[index + 1] for index in extracted], text).logits
+    return model.decoder([states[index + 1] for index in extracted], text).logits, states[-1]
+
+
+def names_of(scenes: list[Scene], objects: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each patch shows most of: its kind and its colour (B, patches), counted from 1 in the scene's lists, or 0.
+
+    Args:
+        objects: (B, 2, H, W) in [0, 1], where each scene's first and second object are.
+    """
+    shares = F.avg_pool2d(objects, patch).flatten(2)
+    shown = torch.cat([1 - shares.sum(1, keepdim=True), shares], 1).argmax(1).cpu()
+    kinds, colours = (
+        torch.tensor([[0, *(1 + names.index(getattr(item, what)) for item in scene.items), 0][:3] for scene in scenes])
+        for names, what in ((KINDS, "kind"), (list(COLOURS), "colour"))
+    )
+    return tuple(table.gather(1, shown).to(objects.device) for table in (kinds, colours))
 
 
 def train_text_segmenter(
@@ -108,6 +129,9 @@ def train_text_segmenter(
     model = build_text_segmenter(tokenizer).to(seen.device)
     model.set_attn_implementation("eager")  # its backward pass is the fastest on a CPU
     scenes = [scene_of(seed) for seed in range(len(seen))]
+    vision = model.config.vision_config
+    # only while it is trained: what patches show is learned sooner from their names than from sentences
+    naming = nn.Linear(vision.hidden_size, len(KINDS) + len(COLOURS) + 2).to(seen.device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         seeds, pixels, truth = draw(seen, batch, generator)
@@ -115,11 +139,22 @@ def train_text_segmenter(
         asked = [ask(scenes[seed], rng) for seed in seeds]
         wanted = torch.stack([wanted_of(here[:2], named) for here, (_, named) in zip(truth, asked, strict=True)])
         tokens = tokenizer([words for words, _ in asked], padding=True, return_tensors="pt").to(seen.device)
-        return F.binary_cross_entropy_with_logits(segment(model, pixels, tokens).float(), wanted)
+        logits, states = segment(model, pixels, tokens)
+        kinds, colours = naming(states[:, 1:]).float().mT.split([len(KINDS) + 1, len(COLOURS) + 1], 1)
+        wrong = [
+            F.cross_entropy(said, truly)
+            for said, truly in zip(
+                (kinds, colours),
+                names_of([scenes[seed] for seed in seeds], truth[:, :2], vision.patch_size),
+                strict=True,
+            )
+        ]
+        return F.binary_cross_entropy_with_logits(logits.float(), wanted) + NAMING * sum(wrong)
 
     for cycle, steps in enumerate(cycles):
         rate = learning_rate(batch) / 2**cycle
-        fit(f"text_segmenter-{cycle}", nn.ModuleDict({"model": model}), loss, steps, rate, work, ema_decay=0.995)
+        modules = nn.ModuleDict({"model": model, "naming": naming})
+        fit(f"text_segmenter-{cycle}", modules, loss, steps, rate, work, ema_decay=0.995)
     return model.eval()
 
 

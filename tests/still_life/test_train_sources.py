@@ -49,6 +49,21 @@ def test_a_scene_is_mirrored_with_its_truth():
     assert 0 < mirrored < 16
 
 
+def test_patches_are_named_by_what_they_show_most_of():
+    scenes = [train_sources.scene_of(seed) for seed in range(8)]
+    seen = torch.from_numpy(np.stack([train_sources.see(seed, 64) for seed in range(8)])).permute(0, 3, 1, 2) / 255
+    kinds, colours = (names.view(8, 4, 4) for names in train_sources.names_of(scenes, seen[:, 3:5], 16))
+    for scene, objects, *named in zip(scenes, seen[:, 3:5], kinds, colours, strict=True):
+        for row in range(4):
+            for column in range(4):
+                patch = objects[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16].mean((1, 2)).tolist()
+                most = int(np.argmax([1 - sum(patch), *patch]))
+                item = scene.items[most - 1] if most else None
+                for names, label, what in zip((KINDS, list(COLOURS)), named, ("kind", "colour"), strict=True):
+                    expected = 1 + names.index(getattr(item, what)) if item else 0
+                    assert label[row, column] == expected
+
+
 def test_training_sees_what_upstreams_forward_gives():
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -57,7 +72,8 @@ def test_training_sees_what_upstreams_forward_gives():
     tokens = tokenizer(["the red apple", "a cup", "the background"], padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = model(pixel_values=pixels, **tokens).logits
-    torch.testing.assert_close(train_sources.segment(model, pixels, tokens), expected)
+        logits, _ = train_sources.segment(model, pixels, tokens)
+    torch.testing.assert_close(logits, expected)
 
 
 def test_the_script_makes_models_that_load(tmp_path):
