@@ -135,7 +135,8 @@ class BlendStep(DiffDiffLoopBlock):
     """Behind the scheduler's step: blended latent diffusion (Avrahami et al., arXiv 2206.02779, algorithm 1).
 
     The region to be kept becomes the original again, with fresh noise of the next level; after the last step, the
-    original itself. A latent belongs to it if the map keeps more than half of what it covers.
+    original itself. A latent belongs to it if the map keeps more than half of what it covers, to
+    within a step.
     """
 
     needs, takes = ("latents", "image_latents", "release_steps", "level_alphas", "level_sigmas"), ("generator",)
