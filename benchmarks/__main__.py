@@ -1,7 +1,7 @@
-"""Runs every benchmark, prints its tables, and writes those that have a page: `python -m benchmarks [COMMUNITY]`.
+"""Runs the benchmarks, prints their tables, and writes those that have a page: `python -m benchmarks [COMMUNITY]`.
 
 COMMUNITY is the file of diffusers' community pipeline for differential diffusion with SDXL; without it, nothing is
-compared with it.
+compared with it. `python -m benchmarks.cam`, which takes half an hour, runs by itself.
 """
 
 import platform

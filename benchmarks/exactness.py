@@ -39,13 +39,21 @@ class Model:
 
     def make_blocks(self, without: tuple[str, ...] = ()):
         """Its blocks, without some of them, in the loop or around it."""
-        blocks = self.blocks().get_workflow("diffdiff")
-        loops = [block for block in blocks.sub_blocks.values() if isinstance(block, LoopSequentialPipelineBlocks)]
-        for sub_blocks in (blocks.sub_blocks, *(loop.sub_blocks for loop in loops)):
-            for name in list(sub_blocks):
-                if name.split(".")[-1] in without:
-                    sub_blocks.pop(name)
-        return blocks
+        return take_out(self.blocks().get_workflow("diffdiff"), without)
+
+
+def loops_of(blocks) -> list[LoopSequentialPipelineBlocks]:
+    """The denoising loops of a workflow."""
+    return [block for block in blocks.sub_blocks.values() if isinstance(block, LoopSequentialPipelineBlocks)]
+
+
+def take_out(blocks, without: tuple[str, ...]):
+    """A workflow's blocks, changed in place: some names go, in the loop or around it."""
+    for sub_blocks in (blocks.sub_blocks, *(loop.sub_blocks for loop in loops_of(blocks))):
+        for name in list(sub_blocks):
+            if name.split(".")[-1] in without:
+                sub_blocks.pop(name)
+    return blocks
 
 
 SDXL_MODEL = Model("SDXL", SDXLDiffDiffBlocks, CHECKPOINT, GUIDANCE_SCALE)
