@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from . import cost, exactness, steering, still_life
+from . import cost, exactness, seams, steering, still_life
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
     still_life.main()
     steering.main()
     exactness.main()
+    seams.main()
     cost.main(*map(Path, sys.argv[1:]))
 
 

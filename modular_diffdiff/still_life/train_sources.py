@@ -186,10 +186,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path(COMPANIONS), help="where they are saved (default: %(default)s)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scenes", type=int, default=10_000)
-    parser.add_argument("--segmenter-steps", type=int, nargs="+", default=[4_000, 3_000, 2_000], help="of each cycle")
-    parser.add_argument("--depth-steps", type=int, default=6_000)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--scenes", type=int, default=4_000)
+    parser.add_argument("--segmenter-steps", type=int, nargs="+", default=[1_400, 1_000, 700], help="of each cycle")
+    parser.add_argument("--depth-steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=24)
     return parser.parse_args(arguments)
 
 
