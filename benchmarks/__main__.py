@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from . import cost, exactness, seams, steering, still_life
+from . import cost, exactness, seams, sources, steering, still_life
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
     print(f"Still life on {platform.machine()}, {torch.get_num_threads()} threads; {packages}\n")
     still_life.main()
     steering.main()
+    sources.main()
     exactness.main()
     seams.main()
     cost.main(*map(Path, sys.argv[1:]))

@@ -22,7 +22,7 @@ BAND = 4  # pixels on each side of the seam
 KEEP = (1 - 4 * (torch.arange(SIZE) / SIZE - 0.5)).clamp(0, 1).repeat(SIZE, 1)
 SEAM = int((KEEP[0] > 1 - 1 / STEPS).sum())  # the first column that is released
 # A colour shift that is put into the decoder: gain and offset of red, green and blue in [-1, 1].
-GAIN, OFFSET = torch.tensor([0.9, 1.0, 0.95]).view(3, 1, 1), torch.tensor([-0.04, -0.04, 0.05]).view(3, 1, 1)
+GAIN, OFFSET = torch.tensor([0.8, 1.0, 0.9]).view(3, 1, 1), torch.tensor([-0.08, -0.08, 0.1]).view(3, 1, 1)
 
 
 class ShiftedDecoder(torch.nn.Module):

@@ -107,8 +107,8 @@ def demo(
 ) -> None:
     """Draw a contact sheet of edits with the embedded checkpoint.
 
-    One object of two, half a picture, a gradient, a ramp of strengths, and edits that an image prompt and edges steer,
-    each with its original. It takes less than a minute on a CPU.
+    An object that words name, half a picture, a gradient, a ramp of strengths, and edits that an image prompt and edges
+    steer, each with its original. It takes less than a minute on a CPU.
 
     \b
     Example:
@@ -518,7 +518,9 @@ def _ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         params: The command's, by their names here; what is None is not asked for.
     """
     given = {key: value for key, value in params.items() if value not in (None, (), []) and value is not False}
-    _is_used("--text", params["text"], {"--threshold": params["threshold"]})
+    _is_used("--text", given.get("text"), {"--threshold": params["threshold"], "--segmenter": params["segmenter"]})
+    _is_used("--point or --box", given.get("point") or given.get("box"), {"--mask-generator": params["mask_generator"]})
+    _is_used("--depth", given.get("depth"), {"--depth-estimator": params["depth_estimator"]})
     inputs = {name: given[key] for key, name in maps.INPUTS.items() if key in given}
     if "map_points" in inputs:
         inputs["map_points"] = [_numbers("--point", given, (2, 3)) for given in inputs["map_points"]]
@@ -527,13 +529,17 @@ def _ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     if "map_gradient" in inputs:
         inputs["map_gradient"] = _angle(inputs["map_gradient"])
     editing.check_inputs(inputs)
-    models = {}
-    for name in maps.OPTIONS.keys() & inputs.keys():
-        option = maps.OPTIONS[name]
-        models[name] = given.get(option.removeprefix("--").replace("-", "_"))
-        if models[name] is None:
-            raise loading.UserError(f"{option} is needed: it names the model that makes the map.")
-    return inputs, models
+    return inputs, {name: _map_model(option, given) for name, option in maps.OPTIONS.items() if name in inputs}
+
+
+def _map_model(option: str, given: dict[str, Any]) -> str:
+    """The model that this option names; the embedded one by default, where it knows what is edited."""
+    is_embedded = given.get("model", loading.EMBEDDED) in (loading.EMBEDDED, loading.EMBEDDED_FLOW)
+    default = loading.EMBEDDED if is_embedded and option in loading.MAP_MODELS else None
+    location = given.get(option.removeprefix("--").replace("-", "_"), default)
+    if location is None:
+        raise loading.UserError(f"{option} is needed: it names the model that makes the map.")
+    return location
 
 
 def _read_pictures(locations: dict[str, str | None]) -> dict[str, editing.Picture | None]:

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from PIL import ImageDraw, ImageFilter, ImageFont
+from diffusers.modular_pipelines import SequentialPipelineBlocks
+from PIL import ImageDraw, ImageFont
 
 from . import loading
+from .blocks.diffdiff_model_sources import DiffDiffMapTextStep
+from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 from .still_life import EDGES, GUIDANCE_SCALE
-from .still_life.scene import SIZE, Item, Scene, masks, render
+from .still_life.scene import SIZE, Item, Scene, render
 
 
 STEPS = 15
@@ -72,18 +75,29 @@ def gradient_map() -> np.ndarray:
     return np.clip(np.linspace(4, -1, SIZE) / 3, 0, 1) * np.ones((SIZE, 1))
 
 
-def map_around(scene: Scene, word: str, margin: int = 12, softness: int = 4) -> np.ndarray:
-    """(SIZE, SIZE): free (0) where the word's object is and `margin` pixels around it, kept (1) elsewhere."""
-    shown = PIL.Image.fromarray(masks(scene)[word]).filter(ImageFilter.MaxFilter(2 * margin + 1))
-    return 1 - np.asarray(shown.filter(ImageFilter.GaussianBlur(softness))) / 255
+def map_of_words(scene: Scene, words: str) -> np.ndarray:
+    """(SIZE, SIZE): free (0) where the embedded segmenter finds the words and near it, kept (1) elsewhere."""
+    blocks = {"map_text": DiffDiffMapTextStep(), "shape_map": DiffDiffShapeMapStep()}
+    pipe = SequentialPipelineBlocks.from_blocks_dict(blocks).init_pipeline()
+    kinds = {name: kind for name, (kind, _) in DiffDiffMapTextStep.models.items()}
+    pipe.update_components(**loading.load_map_model(loading.EMBEDDED, "--segmenter", kinds))
+    made = pipe(
+        image=PIL.Image.fromarray(render(scene)),
+        map_text=words,
+        map_text_threshold=0.5,
+        map_grow=12,
+        map_feather=4,
+        output="diffdiff_map",
+    )
+    return made[0, 0].numpy()
 
 
 def row_of_two() -> Row:
     scene = Scene("apple", "red", "tabletop", light=0.3, seed=1, beside=Item("cup", "blue"))
     others = Item("apple", "green"), Item("lemon", "yellow"), Item("pear", "purple")
-    change_map = map_around(scene, "cup")
+    change_map = map_of_words(scene, "the cup")
     edits = [Edit(f"“{o.colour} {o.kind}”", replace(scene, beside=o).caption, change_map) for o in others]
-    return Row("One object of two: only the cup and what is near it may change", scene, edits, seed=0)
+    return Row("In words: “the cup” and what is near it may change", scene, edits, seed=0)
 
 
 def row_of_halves() -> Row:
@@ -109,7 +123,7 @@ def row_of_strengths() -> Row:
 
 
 def plan_rows() -> list[Row]:
-    """What the sheet shows: one object of two, a half map, a gradient, and a ramp of strengths."""
+    """What the sheet shows: one object of two, named in words, a half map, a gradient, and a ramp of strengths."""
     return [row_of_two(), row_of_halves(), row_of_gradients(), row_of_strengths()]
 
 

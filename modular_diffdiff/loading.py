@@ -16,14 +16,18 @@ from . import catalog
 from .still_life import (
     CHECKPOINT,
     COMPANIONS,
+    DEPTH_ESTIMATOR,
     FLOW_CHECKPOINT,
     FLOW_GUIDANCE_SCALE,
     GUIDANCE_SCALE,
     IP_ADAPTER_NAME,
+    TEXT_SEGMENTER,
 )
 
 
 EMBEDDED, EMBEDDED_UNION, EMBEDDED_FLOW = "still-life", "still-life-union", "still-life-flow"
+# What makes change maps of the embedded models' pictures, by the command line's option.
+MAP_MODELS = {"--segmenter": TEXT_SEGMENTER, "--depth-estimator": DEPTH_ESTIMATOR}
 _MODEL_INDEXES = ("modular_model_index.json", "model_index.json")
 _HUB_TIMEOUT = 10  # seconds
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -92,21 +96,31 @@ def find_controlnet(location: str) -> str:
     return _find(location, "--controlnet", ("config.json",))
 
 
-def load_map_model(location: str, option: str, kinds: dict[str, type]) -> dict[str, Any]:
-    """The components of a source of change maps, of a folder or a Hub repository.
+def find_map_model(location: str, option: str) -> str:
+    """The same for a model that makes change maps.
 
     Args:
-        option: What the command line calls it, e.g. --segmenter.
+        option: The command line's: --segmenter, --mask-generator or --depth-estimator.
+    """
+    if location == EMBEDDED and option in MAP_MODELS:
+        return MAP_MODELS[option]
+    return _find(location, option, ("config.json",))
+
+
+def load_map_model(location: str, option: str, kinds: dict[str, type]) -> dict[str, Any]:
+    """The components of a source of change maps.
+
+    Args:
         kinds: What has `from_pretrained`, by the component's name.
 
     Raises:
         UserError: If one cannot be loaded.
         OSError: If it would have to come from the Hub, and that cannot be reached.
     """
-    _find(location, option, ("config.json",))
-    _ask_hub(option, location)
+    found = find_map_model(location, option)
+    _ask_hub(option, found)
     with _named(option, location):
-        return {name: kind.from_pretrained(location) for name, kind in kinds.items()}
+        return {name: kind.from_pretrained(found) for name, kind in kinds.items()}
 
 
 def _find(location: str, option: str, indexes: tuple[str, ...]) -> str:

@@ -170,14 +170,23 @@ Combine = Annotated[
     typer.Option(help="Of several maps, whether to keep (the default) or to change what any of them does."),
 ]
 Segmenter = Annotated[
-    str | None, typer.Option(metavar="REPO_OR_DIR", help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined.")
+    str | None,
+    typer.Option(
+        metavar="REPO_OR_DIR",
+        help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined; by default the embedded one, which knows only its "
+        "own still lifes.",
+    ),
 ]
 MaskGenerator = Annotated[
     str | None, typer.Option(metavar="REPO_OR_DIR", help="A SAM for --point and --box, e.g. facebook/sam-vit-base.")
 ]
 DepthEstimator = Annotated[
     str | None,
-    typer.Option(metavar="REPO_OR_DIR", help="For --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf."),
+    typer.Option(
+        metavar="REPO_OR_DIR",
+        help="For --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf; by default the embedded one, which knows "
+        "only its own still lifes.",
+    ),
 ]
 Grow = Annotated[
     float | None,

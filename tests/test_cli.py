@@ -24,12 +24,13 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image, ImageCms, ImageFont
 from safetensors.torch import save_file
+from scipy import ndimage
 from typer.testing import CliRunner
 
 import modular_diffdiff
 from modular_diffdiff import demo, editing, loading, still_life
 from modular_diffdiff.cli import app
-from modular_diffdiff.still_life.scene import SIZE, render
+from modular_diffdiff.still_life.scene import SIZE, Scene, masks, render
 
 from .helpers import adapter_weights, picture, seeded
 
@@ -209,9 +210,24 @@ def test_a_source_joins_the_map(run, mask, checkpoint):
     np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
 
 
+def test_words_place_an_edit_of_the_embedded_model(run):
+    scene = Scene("apple", "red", "tabletop", light=0.3)
+    Image.fromarray(render(scene)).save("apple.png")
+    words = ("--text", "the apple", "--threshold", 0.5, "--grow", 6)
+    run("edit", "apple.png", "a green pear on a tabletop", *words, "--overlay", "--steps", 2, "--seed", 5)
+    told = settings("apple-edit.png")
+    assert (told["map_text"], told["map_models"]) == ("the apple", {"map_text": "still-life"})
+    changed = (pixels("apple-edit.png") != render(scene)).any(-1)
+    apple = masks(scene)["apple"] > 0
+    assert changed[apple].mean() > 0.9
+    assert not changed[ndimage.distance_transform_edt(~apple) > 16].any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("photo.png", "a pear", "--text", "a dog", "--model", "owner/name"), "--segmenter is needed: it names"),
+        (("photo.png", "map.png", "a pear", "--depth-estimator", "a/b"), "--depth-estimator needs --depth"),
         (("photo.png", "a pear"), "Nothing says what may change: give MAP before PROMPT"),
         (("photo.png", "map.png", "a pear", "a lemon"), "'a lemon' is one argument too many"),
         (("photo.png", "a pear", "--gradient", "0", "--invert-map"), "--invert-map needs MAP"),

@@ -28,6 +28,7 @@ from modular_diffdiff import (
     catalog,
     families,
 )
+from modular_diffdiff.blocks.diffdiff_match import to_lab
 from modular_diffdiff.blocks.diffdiff_pixels import size_and_canvas
 from modular_diffdiff.blocks.diffdiff_sources import linear_gradient
 
@@ -607,6 +608,28 @@ def test_an_overlay_brings_the_pixels_back(name):
     (result,) = run(ours(name), name, overlay=True, output_type="pil").images
     np.testing.assert_array_equal(np.asarray(result)[:, :32], np.asarray(image)[:, :32])
     assert (np.asarray(result)[:, 32:] != np.asarray(image)[:, 32:]).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_softness_leaves_what_is_kept_exact(name):
+    keep = torch.ones(64, 64)
+    keep[:, 32:] = 0.4
+    hard, soft = (
+        grid_of(run(undecoded(ours(name)), name, diffdiff_map=keep, diffdiff_softness=softness).latents)
+        for softness in (0.0, 0.6)
+    )
+    half = encoded(name).shape[-1] // 2
+    assert torch.equal(soft[..., :half], encoded(name)[..., :half])
+    assert relative(soft[..., half:], hard[..., half:]) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_colours_are_matched_and_the_map_is_shown(name):
+    state = run(ours(name), name, match_colors=True, preview_map=True)
+    result = state.images[0].permute(1, 2, 0).double().numpy()
+    found, wanted = (to_lab(image[:, :32]).mean((0, 1)) for image in (result, np.asarray(picture(64, 64)) / 255))
+    np.testing.assert_allclose(found, wanted, atol=0.01)
+    assert [shown.width for shown in state.map_preview] == [64]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

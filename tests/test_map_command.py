@@ -118,7 +118,7 @@ def test_the_preview_is_redder_the_more_may_change():
         (("--point", "3"), "--point is '3'; it takes 2 or 3 whole numbers"),
         (("--point", "3,4,5", "--mask-generator", "a/b"), "--point is [(3, 4, 5)]; it takes a list of points"),
         (("--point", "3,4"), "--mask-generator is needed: it names the model"),
-        (("--text", "a pear"), "--segmenter is needed: it names the model"),
+        (("--gradient", "0", "--segmenter", "a/b"), "--segmenter needs --text"),
         (("--box", "9,1,3,5", "--mask-generator", "a/b"), "--box is [(9, 1, 3, 5)]; it takes four whole numbers"),
         (("--depth", "0.5", "0.5"), "--depth is (0.5, 0.5); it takes two numbers in [0, 1] that differ"),
         (("--gradient", "up"), "--gradient is 'up'; it takes an angle in degrees, or radial"),

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from kornia.color import rgb_to_lab
 
-from modular_diffdiff.blocks.diffdiff_match import fit_colors, match_colors, to_linear, to_srgb
+from modular_diffdiff.blocks.diffdiff_match import fit_colors, from_lab, match_colors, to_lab
 
 from .helpers import diffdiff, picture, seeded
 
@@ -43,20 +44,28 @@ def test_a_ground_of_one_colour_moves_all_colours_alike():
     np.testing.assert_allclose(offset, shift, atol=1e-9)
 
 
-@given(arrays.arrays(np.float64, 5, elements=st.floats(0, 1)))
-def test_linear_and_back(values):
-    np.testing.assert_allclose(to_srgb(to_linear(values)), values, atol=1e-6)
+@given(arrays.arrays(np.float64, (5, 3), elements=st.floats(0, 1)))
+def test_lab_is_kornias_and_leads_back(values):
+    expected = rgb_to_lab(torch.from_numpy(values.T[None, :, :, None]))[0, :, :, 0].T / 100
+    np.testing.assert_allclose(to_lab(values), expected, atol=2e-4)
+    np.testing.assert_allclose(from_lab(to_lab(values)), values, atol=1e-6)
 
 
 def test_what_has_no_weight_does_not_count_and_is_changed_too():
     original, other = colours(64).reshape(8, 8, 3) * 0.5 + 0.2, colours(64, 1).reshape(8, 8, 3)
     weights = np.zeros((8, 8))
     weights[:, :4] = 1
-    edited = np.where(weights[..., None], to_srgb(0.9 * to_linear(original) + 0.02), other)
+    edited = np.where(weights[..., None], from_lab(0.9 * to_lab(original) + 0.02), other)
     first, second = (match_colors(edited, np.where(weights[..., None], original, x), weights) for x in (0.0, 1.0))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first[:, :4], original[:, :4], atol=0.01)
-    np.testing.assert_allclose(to_linear(first[:, 4:]), ((to_linear(other) - 0.02) / 0.9)[:, 4:].clip(0, 1), atol=0.01)
+    np.testing.assert_allclose(first[:, 4:], from_lab((to_lab(other) - 0.02) / 0.9)[:, 4:], atol=0.02)
+
+
+def test_without_weights_a_warning_says_so():
+    edited = colours(4).reshape(2, 2, 3)
+    with pytest.warns(UserWarning, match="keeps nothing whole at the result's size"):
+        np.testing.assert_array_equal(match_colors(edited, edited / 2, np.zeros((2, 2))), edited)
 
 
 # In a pipeline
@@ -89,19 +98,19 @@ def run(pipe, **options):
     return pipe(**asked | options)
 
 
-def in_linear_rgb(image) -> np.ndarray:
+def in_lab(image) -> np.ndarray:
     image = np.asarray(image.permute(1, 2, 0) if isinstance(image, torch.Tensor) else image)
-    return to_linear(image / 255 if image.dtype == np.uint8 else image)
+    return to_lab(image / 255 if image.dtype == np.uint8 else image)
 
 
 @pytest.mark.parametrize("form", ["pil", "np", "pt"])
 def test_the_colours_of_what_is_kept_are_the_originals_on_average(tiny, form):
     pipe = diffdiff(tiny | {"vae": Shifted(tiny["vae"])})
     (plain,), (matched,) = (run(pipe, output_type=form, match_colors=match) for match in (False, True))
-    original = in_linear_rgb(picture(40, 48))[:, :24].mean((0, 1))
-    off, still_off = (np.abs(in_linear_rgb(each)[:, :24].mean((0, 1)) - original).max() for each in (plain, matched))
+    original = in_lab(picture(40, 48))[:, :24].mean((0, 1))
+    off, still_off = (np.abs(in_lab(each)[:, :24].mean((0, 1)) - original).max() for each in (plain, matched))
     assert still_off < 0.01 < 0.05 < off
-    assert not np.allclose(in_linear_rgb(plain)[:, 24:], in_linear_rgb(matched)[:, 24:], atol=0.02)
+    assert not np.allclose(in_lab(plain)[:, 24:], in_lab(matched)[:, 24:], atol=0.02)
 
 
 def test_each_of_a_batch_is_matched_to_its_own_original(tiny):

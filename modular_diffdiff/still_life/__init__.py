@@ -7,6 +7,9 @@ from pathlib import Path
 CHECKPOINT = str(Path(__file__).parent / "checkpoint")
 # Its ControlNets, image encoder and IP-Adapter, a subfolder each.
 COMPANIONS = str(Path(__file__).parent / "companions")
+# What makes change maps of its pictures: a CLIPSeg that knows its words, and a DPT, each with its processor.
+TEXT_SEGMENTER = str(Path(COMPANIONS) / "text_segmenter")
+DEPTH_ESTIMATOR = str(Path(COMPANIONS) / "depth_estimator")
 # A control image for its ControlNets, so that nobody needs an edge detector: `controls.outline` of a blue bottle.
 EDGES = str(Path(__file__).parent / "bottle_edges.png")
 IP_ADAPTER_NAME = "ip-adapter_still-life.safetensors"

@@ -158,7 +158,8 @@ def train_text_segmenter(
     return model.eval()
 
 
-def train_depth_estimator(seen: torch.Tensor, work: Path, steps: int, batch: int) -> DPTForDepthEstimation:
+def train_depth_estimator(seen: torch.Tensor, work: Path, cycles: list[int], batch: int) -> DPTForDepthEstimation:
+    """The same for the depth estimator."""
     torch.manual_seed(0)
     model = build_depth_estimator().to(seen.device)
     model.set_attn_implementation("eager")
@@ -170,7 +171,9 @@ def train_depth_estimator(seen: torch.Tensor, work: Path, steps: int, batch: int
         steps_off = [(found.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (1, 2)]
         return (found - wanted).abs().mean() + sum(steps_off)
 
-    fit("depth_estimator", nn.ModuleDict({"model": model}), loss, steps, learning_rate(batch), work, ema_decay=0.995)
+    for cycle, steps in enumerate(cycles):
+        rate = learning_rate(batch) / 2**cycle
+        fit(f"depth_estimator-{cycle}", nn.ModuleDict({"model": model}), loss, steps, rate, work, ema_decay=0.995)
     return model.eval()
 
 
@@ -188,7 +191,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=4_000)
     parser.add_argument("--segmenter-steps", type=int, nargs="+", default=[1_400, 1_000, 700], help="of each cycle")
-    parser.add_argument("--depth-steps", type=int, default=600)
+    parser.add_argument("--depth-steps", type=int, nargs="+", default=[600, 500], help="likewise")
     parser.add_argument("--batch", type=int, default=24)
     return parser.parse_args(arguments)
 
