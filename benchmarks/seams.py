@@ -16,7 +16,7 @@ from modular_diffdiff.still_life.scene import KINDS, SIZE, Scene, render
 from .still_life import HELD_OUT, row
 
 
-STEPS, BATCH = 8, 10
+STEPS, BATCH = 16, 10
 BAND = 4  # pixels on each side of the seam
 # Kept on the left half, and ever freer over a quarter of the picture from there: an overlay's usual seam.
 KEEP = (1 - 4 * (torch.arange(SIZE) / SIZE - 0.5)).clamp(0, 1).repeat(SIZE, 1)
@@ -36,10 +36,9 @@ class ShiftedDecoder(torch.nn.Module):
         return GAIN * self.decoder(*arguments, **options) + OFFSET
 
 
-def difference(picture: np.ndarray) -> float:
-    """The mean absolute difference, of 255, between the bands on both sides of the seam; each a row's mean colour."""
-    left, right = picture[:, SEAM - BAND : SEAM].astype(float), picture[:, SEAM : SEAM + BAND].astype(float)
-    return abs(left.mean(1) - right.mean(1)).mean()
+def difference(picture: np.ndarray) -> np.ndarray:
+    """(3,), of 255: the mean colour of the band on the left of the seam, less that of the band on its right."""
+    return picture[:, SEAM - BAND : SEAM].mean((0, 1)) - picture[:, SEAM : SEAM + BAND].mean((0, 1))
 
 
 def edit(scenes: list[Scene], match: bool, shifted: bool) -> list[np.ndarray]:
@@ -73,10 +72,10 @@ def next_kind(kind: str, other: str) -> str:
 
 
 def jumps(scenes: list[Scene], match: bool, shifted: bool) -> np.ndarray:
-    """By how much more, or less, the two sides of the seam differ in each result than in its original, of 255."""
+    """How much more or less the two sides of each result's seam differ than the original's: the mean of RGB, of 255."""
     results = edit(scenes, match, shifted)
     pairs = zip(scenes, results, strict=True)
-    return np.array([abs(difference(result) - difference(render(scene))) for scene, result in pairs])
+    return np.array([abs(difference(result) - difference(render(scene))).mean() for scene, result in pairs])
 
 
 def main(count: int = 100) -> None:

@@ -121,7 +121,7 @@ Offload = Annotated[
     typer.Option(
         "--offload",
         help="Keep the model in main memory and move each part to the accelerator when it runs: slower, for "
-        "accelerators too small for the whole model; refused where there is none.",
+        "accelerators too small for the whole model; refused without one.",
     ),
 ]
 # Where a map comes from and how it is shaped, in every command that has one; `cli._ask_map` reads them.

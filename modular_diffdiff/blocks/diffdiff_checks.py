@@ -85,7 +85,7 @@ def check_sources(asked: Asked, prompts: int | None) -> None:
 
 
 def check_pictures(asked: Asked) -> None:
-    """Refuses what works on pictures where there are none."""
+    """Refuses what needs pictures in a run without pictures."""
     asked_for = [asked.lays_over, *(name for name in ("match_colors", "preview_map") if asked.get(name))]
     for name in filter(None, asked_for):
         if "image" not in asked.given:

@@ -44,7 +44,7 @@ def fit_colors(edited: np.ndarray, original: np.ndarray, weights: np.ndarray) ->
 
     Args:
         edited, original: (N, 3) colours.
-        weights: (N,), of which one at least is above 0.
+        weights: (N,), at least one above 0.
 
     Returns:
         Slopes (3, 3) and offset (3,): a colour c becomes c @ slopes + offset.
