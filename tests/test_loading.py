@@ -102,7 +102,7 @@ def test_the_clones_root_points_into_the_package(name):
     assert link.resolve() == (PACKAGE / name).resolve()
 
 
-SDXL_MODULES = {"diffdiff_sdxl", "diffdiff_sdxl_checks"}
+SDXL_MODULES, FAN = {"diffdiff_sdxl", "diffdiff_sdxl_checks"}, {"diffdiff_fan"}
 SIBLINGS = re.compile(r"^from \. import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
 
 
@@ -118,7 +118,7 @@ def imported_by(module: str) -> set[str]:
     return own.union(*map(imported_by, own))
 
 
-@pytest.mark.parametrize(("entry", "strangers"), [("presets.py", set()), ("families.py", SDXL_MODULES)])
+@pytest.mark.parametrize(("entry", "strangers"), [("presets.py", FAN), ("families.py", FAN | SDXL_MODULES)])
 def test_an_entry_module_names_the_modules_that_it_needs_and_no_others(entry, strangers):
     """The loader of local folders copies what is named; who reads the repo before trusting it reads what runs."""
     named = set(re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE))

@@ -238,7 +238,7 @@ def test_a_restore_block_in_a_loop_without_its_inputs_is_refused_by_name(tiny):
     blocks.sub_blocks.pop("prepare_latents")
     blocks.sub_blocks.pop("skip_frozen")
     with pytest.raises(
-        BadInputError, match="needs `noise`, `release_steps`, `level_alphas`, `level_sigmas`, and no block"
+        BadInputError, match="needs `noise`, `release_steps`, `level_alphas`, `level_sigmas`, `keep`, and no block"
     ):
         run(build(blocks, tiny))
 

@@ -219,7 +219,8 @@ def test_memory_does_not_grow_with_the_steps(tiny):
     assert live(1000) - live(20) < 980 * a_latent / 10
 
 
-def test_our_loop_blocks_never_look_at_values():
+@pytest.mark.parametrize("softness", [0.0, 0.5])
+def test_our_loop_blocks_never_look_at_values(softness):
     """On the meta device there are none: whatever would wait for an accelerator's answer fails."""
     meta = {"device": "meta"}
     state = BlockState(
@@ -229,6 +230,8 @@ def test_our_loop_blocks_never_look_at_values():
         release_steps=torch.zeros(2, 1, 8, 8, dtype=torch.int32, **meta),
         level_alphas=torch.zeros(4, **meta),
         level_sigmas=torch.zeros(4, **meta),
+        keep=torch.zeros(2, 1, 8, 8, **meta),
+        diffdiff_softness=softness,
     )
     components = SimpleNamespace(scheduler=SimpleNamespace(order=1, scale_model_input=lambda latents, t: latents))
     for block in (SDXLDiffDiffLoopBeforeDenoiser(), DiffDiffRestoreStep()):
