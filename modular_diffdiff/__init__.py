@@ -52,6 +52,7 @@ _MODULES = {
     "DiffDiffSkipFrozenStep": "blocks.diffdiff_prepare",
     "DiffDiffInjectStep": "blocks.diffdiff_loop",
     "DiffDiffRestoreStep": "blocks.diffdiff_loop",
+    "DiffDiffCallbackStep": "blocks.diffdiff_loop",
     "DiffDiffCheckFiniteStep": "blocks.diffdiff_loop",
     "DiffDiffCropStep": "blocks.diffdiff_overlay",
     "DiffDiffMatchColorsStep": "blocks.diffdiff_match",

@@ -6,20 +6,23 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from . import catalog, editing, loading, maps, options, publishing
+from . import asking, catalog, editing, loading, maps, options, publishing
 
 
 DEMO_NAME = "modular-diffdiff-demo.png"
+# What `web` passes on to each edit.
+WEB_SETTINGS = (
+    *("model", "controlnet", "ip_adapter", "lora", "segmenter", "mask_generator", "depth_estimator"),
+    *("device", "dtype", "offload"),
+)
 UsageError = typer.BadParameter.__base__  # typer has no name for it
 MAX_COUNT = 10_000
-MAX_SCALE = 1000  # far beyond what models are used with
 
 
 class OneLineGroup(typer.core.TyperGroup):
@@ -62,6 +65,7 @@ Examples:
   modular-diffdiff map photo.png --gradient 90 --out map.png
   modular-diffdiff edit photo.png map.png "a green pear"
   modular-diffdiff fan photo.png "a green pear" map.png
+  modular-diffdiff web
 
 Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure.""",
 )
@@ -228,7 +232,7 @@ def edit(
     """
     with _one_line_errors():
         change_map, prompt = _split(map_and_prompt)
-        _check_words(prompt, ctx.params)
+        asking.check_words(prompt, ctx.params)
         if change_map is None and not maps.are_asked(ctx.params):
             raise loading.UserError(
                 "Nothing says what may change: give MAP before PROMPT, or --text, --gradient or another of their kind."
@@ -242,8 +246,8 @@ def edit(
         out = out or Path(f"{Path(editing.file_name(image)).stem}-edit.png")
         paths = {seed: out} if count == 1 else {n: out.with_stem(f"{out.stem}-{n}") for n in range(seed, seed + count)}
         editing.check_outputs(list(paths.values()), overwrite)
-        chosen, asked = _ask_edit(prompt, ctx.params)
-        pictures, request = _ask_pictures(change_map, ctx.params)
+        chosen, asked = asking.ask_edit(prompt, ctx.params)
+        pictures, request = asking.ask_pictures(change_map, ctx.params)
         with editing.quiet_libraries():
             pipe, chosen, asked, keep = _load(chosen, asked, pictures, request)
             settings = maps.describe(request) | editing.describe_run(pipe, chosen, asked, pictures)
@@ -262,81 +266,11 @@ def _split(map_and_prompt: list[str]) -> tuple[str | None, str]:
     return (None, *map_and_prompt) if len(map_and_prompt) == 1 else tuple(map_and_prompt)
 
 
-# What `edit` and `fan` ask; `params` are the command's parameters, by their names there.
-
-
-def _check_words(prompt: str, params: dict[str, Any]) -> None:
-    if not prompt:
-        raise loading.UserError("PROMPT is empty.")
-    _check_texts({"PROMPT": prompt, "--negative": params["negative"], "--text": params["text"]})
-
-
-def _ask_edit(prompt: str, params: dict[str, Any]) -> tuple[loading.Model, editing.Edit]:
-    """The model, whose names are checked, and what is asked of it."""
-    scales = {"guidance": "guidance_scale", "control": "control_scale", "ip-adapter": "ip_adapter_scale"}
-    _check_scales({option: params[name] for option, name in scales.items()})
-    controlnet, control_scale = _choose_controlnet(params)
-    ip_adapter, ip_adapter_scale = _choose_ip_adapter(params)
-    run = {name: params[name] for name in ("model", "device", "dtype", "offload", "lora")}
-    model = loading.Model(**run, controlnet=controlnet, ip_adapter=ip_adapter, ip_adapter_scale=ip_adapter_scale)
-    loading.check_names(model)
-    names = ("steps", "guidance_scale", "softness", "strength", "overlay", "match_colors", "crop", "control_mode")
-    asked = {name: params[name] for name in names if name in params}
-    return model, editing.Edit(prompt, params["negative"], control_scale=control_scale, **asked)
-
-
-def _choose_controlnet(params: dict[str, Any]) -> tuple[str | None, float | None]:
-    """The ControlNet and its weight, with what is left open filled in; None both without an image."""
-    mode, controlnet, scale = params["control_mode"], params["controlnet"], params["control_scale"]
-    steering = {"--control-mode": mode, "--controlnet": controlnet, "--control-scale": scale}
-    if not _is_used("--control-image", params["control_image"], steering):
-        return None, None
-    if controlnet is None:
-        controlnet = loading.default_for(params["model"], "--controlnet", union=mode is not None)
-    return controlnet, 1.0 if scale is None else scale
-
-
-def _choose_ip_adapter(params: dict[str, Any]) -> tuple[str | None, float | None]:
-    """The same for an IP-Adapter."""
-    ip_adapter, scale = params["ip_adapter"], params["ip_adapter_scale"]
-    steering = {"--ip-adapter": ip_adapter, "--ip-adapter-scale": scale}
-    if not _is_used("--ip-adapter-image", params["ip_adapter_image"], steering):
-        return None, None
-    if ip_adapter is None:
-        ip_adapter = loading.default_for(params["model"], "--ip-adapter")
-    return ip_adapter, 1.0 if scale is None else scale
-
-
-def _ask_pictures(change_map: str | None, params: dict[str, Any]) -> tuple[editing.Pictures, maps.Request]:
-    """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read."""
-    if change_map is None and params["invert_map"]:
-        raise loading.UserError("--invert-map needs MAP, which it inverts.")
-    inputs, models = _ask_map(params)
-    read = _read_pictures(
-        {
-            **{"IMAGE": params["image"], "MAP": change_map},
-            **{"--mask": params["mask"], "--difference": params["difference"]},
-            **{"--control-image": params["control_image"], "--ip-adapter-image": params["ip_adapter_image"]},
-        }
-    )
-    pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
-    return pictures, maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models)
-
-
 def _load(
     model: loading.Model, asked: editing.Edit, pictures: editing.Pictures, request: maps.Request
 ) -> tuple[Any, loading.Model, editing.Edit, np.ndarray]:
-    """The pipeline, the model and the edit with what was left open filled in, and the map.
-
-    All is checked that can be before a model is loaded, and the map is made before the pipeline is.
-    """
-    editing.check_pictures(pictures, asked)
-    maps.check_pictures(request)
-    model = loading.choose_device(loading.find_family(model))
-    if asked.guidance_scale is None:
-        asked = replace(asked, guidance_scale=loading.default_guidance_scale(model))
-    editing.check_family(model, asked)
-    loading.check_steering(model, asked.control_mode)
+    """The pipeline, the model and the edit that are settled on, and the map, which is made first."""
+    model, asked = asking.settle(model, asked, pictures, request)
     keep = maps.make_map(request)
     pipe = loading.load_pipeline(model, asked.guidance_scale)
     editing.warn_of_long_texts(pipe, asked)
@@ -416,14 +350,14 @@ def make_fan(
       modular-diffdiff fan photo.png "a green pear" map.png --strengths 0.3,0.5,0.7
     """
     with _one_line_errors():
-        _check_words(prompt, ctx.params)
-        rising = _strengths(strengths)
+        asking.check_words(prompt, ctx.params)
+        rising = asking.strengths(strengths)
         editing.check_inputs({"fan_strengths": rising})
         seed = secrets.randbelow(options.MAX_SEED + 1) if seed is None else seed
         out = out or Path(f"{Path(editing.file_name(image)).stem}-fan.png")
         editing.check_outputs([out], overwrite)
-        chosen, asked = _ask_edit(prompt, ctx.params)
-        pictures, request = _ask_pictures(change_map, ctx.params)
+        chosen, asked = asking.ask_edit(prompt, ctx.params)
+        pictures, request = asking.ask_pictures(change_map, ctx.params)
         with editing.quiet_libraries():
             from . import fans
 
@@ -434,13 +368,6 @@ def make_fan(
         settings |= {"strengths": rising, "seed": seed}
         editing.write_png(fans.draw_fan(fan), out, overwrite, settings, editing.kept_of(pictures.image.pixels))
         typer.echo(f"{_printable(out)} (seed {seed}, {chosen.title})")
-
-
-def _strengths(given: str) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, given.split(",")))
-    except ValueError as error:
-        raise loading.UserError(f"--strengths is {given!r}; it takes numbers with commas between them.") from error
 
 
 @app.command("map")
@@ -490,13 +417,13 @@ def make_map(
       modular-diffdiff map photo.png --text "a dog" --segmenter CIDAS/clipseg-rd64-refined
     """
     with _one_line_errors():
-        _check_texts({"--text": text})
+        asking.check_texts({"--text": text})
         if not maps.are_asked(ctx.params):
             raise loading.UserError("Nothing says what may change: give --text, --gradient or another of its kind.")
-        inputs, models = _ask_map(ctx.params)
+        inputs, models = asking.ask_map(ctx.params)
         out = out or Path(f"{Path(editing.file_name(image)).stem}-map.png")
         editing.check_outputs([out, *([preview] if preview else [])], overwrite)
-        read = _read_pictures({"IMAGE": image, "--mask": mask, "--difference": difference})
+        read = asking.read_pictures({"IMAGE": image, "--mask": mask, "--difference": difference})
         request = maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models, invert)
         with editing.quiet_libraries():
             editing.check_picture(read["IMAGE"], transparent=True)
@@ -511,61 +438,52 @@ def make_map(
             typer.echo(_printable(preview))
 
 
-def _ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the options of a command ask of a map, pictures aside: the blocks' inputs, and the models for some of them.
+@app.command()
+def web(
+    ctx: typer.Context,
+    model: options.ModelName = loading.EMBEDDED,
+    controlnet: options.ControlNet = None,
+    ip_adapter: options.IPAdapter = None,
+    lora: options.LoRA = None,
+    segmenter: options.Segmenter = None,
+    mask_generator: options.MaskGenerator = None,
+    depth_estimator: options.DepthEstimator = None,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    offload: options.Offload = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, metavar="N", help="The first free one from 7860 on by default.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Who can reach it: this machine alone, or with 0.0.0.0 every other.")
+    ] = "127.0.0.1",
+    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="What visitors have to know.")] = None,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Offer edits, maps and fans as MCP tools too; it needs gradio[mcp].")
+    ] = False,
+) -> None:
+    """Open a page on this machine, on which one paints what may change, sees it, and edits.
 
-    Args:
-        params: The command's, by their names here; what is None is not asked for.
+    It needs `pip install modular-diffdiff[web]`. What visitors upload is deleted when they leave.
+
+    \b
+    Examples:
+      modular-diffdiff web
+      modular-diffdiff web --model stabilityai/stable-diffusion-xl-base-1.0 --segmenter CIDAS/clipseg-rd64-refined
     """
-    given = {key: value for key, value in params.items() if value not in (None, (), []) and value is not False}
-    _is_used("--text", given.get("text"), {"--threshold": params["threshold"], "--segmenter": params["segmenter"]})
-    _is_used("--point or --box", given.get("point") or given.get("box"), {"--mask-generator": params["mask_generator"]})
-    _is_used("--depth", given.get("depth"), {"--depth-estimator": params["depth_estimator"]})
-    inputs = {name: given[key] for key, name in maps.INPUTS.items() if key in given}
-    if "map_points" in inputs:
-        inputs["map_points"] = [_numbers("--point", given, (2, 3)) for given in inputs["map_points"]]
-    if "map_boxes" in inputs:
-        inputs["map_boxes"] = [_numbers("--box", given, (4,)) for given in inputs["map_boxes"]]
-    if "map_gradient" in inputs:
-        inputs["map_gradient"] = _angle(inputs["map_gradient"])
-    editing.check_inputs(inputs)
-    return inputs, {name: _map_model(option, given) for name, option in maps.OPTIONS.items() if name in inputs}
-
-
-def _map_model(option: str, given: dict[str, Any]) -> str:
-    """The model that this option names; the embedded one by default, where it knows what is edited."""
-    is_embedded = given.get("model", loading.EMBEDDED) in (loading.EMBEDDED, loading.EMBEDDED_FLOW)
-    default = loading.EMBEDDED if is_embedded and option in loading.MAP_MODELS else None
-    location = given.get(option.removeprefix("--").replace("-", "_"), default)
-    if location is None:
-        raise loading.UserError(f"{option} is needed: it names the model that makes the map.")
-    return location
-
-
-def _read_pictures(locations: dict[str, str | None]) -> dict[str, editing.Picture | None]:
-    """The pictures of these arguments, None where nothing is given."""
-    piped = [argument for argument, location in locations.items() if location == editing.STDIN]
-    if len(piped) > 1:
-        raise loading.UserError(f"{' and '.join(piped)} are both -, and stdin can be read once.")
-    return {
-        argument: None if location is None else editing.read_picture(location, argument)
-        for argument, location in locations.items()
-    }
-
-
-def _numbers(option: str, given: str, counts: tuple[int, ...]) -> tuple[int, ...]:
-    parts = given.split(",")
-    if len(parts) not in counts or not all(part.strip().isdecimal() for part in parts):
-        wanted = " or ".join(map(str, counts))
-        raise loading.UserError(f"{option} is {given!r}; it takes {wanted} whole numbers with commas between them.")
-    return tuple(map(int, parts))
-
-
-def _angle(given: str) -> float | str:
-    try:
-        return given if given == "radial" else float(given)
-    except ValueError as error:
-        raise loading.UserError(f"--gradient is {given!r}; it takes an angle in degrees, or radial.") from error
+    with _one_line_errors():
+        settings = {name: ctx.params[name] for name in WEB_SETTINGS if ctx.params[name] is not None}
+        if auth is not None and not all(auth.partition(":")):
+            raise loading.UserError(f"--auth is {auth!r}; it takes USER:PASSWORD.")
+        try:
+            from . import web as page
+        except ModuleNotFoundError as error:
+            raise loading.UserError("The page needs gradio: pip install 'modular-diffdiff[web]'.") from error
+        if host not in ("127.0.0.1", "localhost"):
+            known = "who knows the password" if auth else "everybody; --auth asks for a password"
+            typer.echo(f"Whoever can reach this machine at {host} can open the page: {known}.", err=True)
+        password = auth and tuple(auth.split(":", 1))
+        page.serve(settings, server_name=host, server_port=port, auth=password, mcp_server=mcp)
 
 
 @app.command()
@@ -641,28 +559,6 @@ def _check_publish(contents: dict[str, Any], unused: dict[str, Any]) -> None:
     for option, value in unused.items():
         if value:
             raise loading.UserError("--out needs --dry-run." if option == "--out" else f"--dry-run takes no {option}.")
-
-
-def _check_texts(texts: dict[str, str | None]) -> None:
-    for name, text in texts.items():
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise loading.UserError(f"{name} is not UTF-8: {text[error.start : error.end]!r}.") from error
-
-
-def _check_scales(scales: dict[str, float | None]) -> None:
-    for name, scale in scales.items():
-        if scale is not None and not 0 <= scale <= MAX_SCALE:
-            raise loading.UserError(f"--{name}-scale is {scale}; it takes a number from 0 to {MAX_SCALE}.")
-
-
-def _is_used(option: str, value: str | None, others: dict[str, Any]) -> bool:
-    """Whether an option is given; the others mean nothing without it."""
-    lost = [name for name, other in others.items() if other is not None]
-    if value is None and lost:
-        raise loading.UserError(f"{lost[0]} needs {option}.")
-    return value is not None
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -72,6 +72,10 @@ _ARGUMENTS = {
     "ip_adapter_image": "--ip-adapter-image",
 }
 _MOST_DPI = 100_000  # PNG stores dots a metre in 32 bits; a broken header can say anything
+
+
+class Notice(UserWarning):
+    """What somebody who edits should know, in the command line's words."""
 
 
 @dataclass(frozen=True)
@@ -270,9 +274,13 @@ def _reserve(partial: Path, target: Path) -> None:
         target.touch(exist_ok=False)
 
 
+def _print_warning(message: str) -> None:
+    print(f"Warning: {message}", file=sys.stderr)
+
+
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Leaves of the libraries' output the denoising bar and the Hub's downloads, and of warnings those about maps.
+def quiet_libraries(warn: Callable[[str], Any] = _print_warning) -> Iterator[None]:
+    """Leaves of the libraries' output the denoising bar and the Hub's downloads, and of warnings ours.
 
     Diffusers logs the traceback of every error that a block raises; here, who raises it tells it.
     """
@@ -287,7 +295,10 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", "`(diffdiff_map|map_\\w+|mask_image)`")
-        warnings.showwarning = lambda message, *_: _warn(_speak(str(message), _ARGUMENTS))
+        warnings.filterwarnings("always", category=Notice)
+        warnings.showwarning = lambda message, kind, *_: warn(
+            str(message) if kind is Notice else _speak(str(message), _ARGUMENTS)
+        )
         for library in libraries:
             library.set_verbosity(logging.CRITICAL)
             library.disable_progress_bar()
@@ -379,7 +390,7 @@ def spoken(titles: dict[str, str]) -> Iterator[None]:
 
 
 def _warn(message: str) -> None:
-    print(f"Warning: {message}", file=sys.stderr)
+    warnings.warn(message, Notice, stacklevel=2)
 
 
 def _is_transparent(image: PIL.Image.Image) -> bool:
@@ -465,13 +476,27 @@ def inputs_of(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int)
     }
 
 
+def describe_picture(picture: Picture) -> dict[str, str]:
+    """What tells a picture from others, as JSON takes it."""
+    return {"name": picture.name, "sha256": picture.sha256}
+
+
+def settings_of(picture: Picture) -> dict[str, Any] | None:
+    """What a PNG of ours says of itself; None where it says nothing."""
+    try:
+        told = json.loads(picture.pixels.info[METADATA_KEY])
+    except (KeyError, ValueError, TypeError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
 def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str, Any]:
     """All that decides an edit's pixels but the map and the seed, as JSON takes it."""
     given = pictures.given()
     return {
         **asdict(edit),
         **{field.name: None for field in fields(pictures)},
-        **{name: {"name": picture.name, "sha256": picture.sha256} for name, picture in given.items()},
+        **{name: describe_picture(picture) for name, picture in given.items()},
         **asdict(model),
         "commits": cached_commits(model),
         "scheduler": type(pipe.scheduler).__name__,

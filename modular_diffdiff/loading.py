@@ -334,16 +334,17 @@ def load_pipeline(model: Model, guidance_scale: float | None):
         UserError: If there is no such checkpoint, or something cannot be loaded.
     """
     import torch
-    from diffusers import ClassifierFreeGuidance, ComponentsManager
+    from diffusers import ComponentsManager
+
+    from .blocks.diffdiff_loop import with_callback
 
     dtype = getattr(torch, model.dtype)
     steering = _load_controlnet(model, dtype) | _load_image_encoder(model, dtype)
-    blocks = catalog.FAMILIES[model.family].blocks_class().get_workflow(_workflow(steering))
+    blocks = with_callback(catalog.FAMILIES[model.family].blocks_class().get_workflow(_workflow(steering)))
     manager = ComponentsManager() if model.offload else None
     with _named("--model", model.model):
         pipe = blocks.init_pipeline(find_model(model.model), components_manager=manager)
-    if guidance_scale is not None and "guider" in pipe.component_names:
-        steering["guider"] = ClassifierFreeGuidance(guidance_scale=guidance_scale)
+    set_guidance(pipe, guidance_scale)
     pipe.update_components(**steering)
     with _named("--model", model.model):
         pipe.load_components(dtype=dtype)
@@ -360,6 +361,14 @@ def load_pipeline(model: Model, guidance_scale: float | None):
     else:
         pipe.to(model.device)
     return pipe
+
+
+def set_guidance(pipe, scale: float | None) -> None:
+    """Sets the scale of classifier-free guidance, for families with a guider; None leaves it as it is."""
+    from diffusers import ClassifierFreeGuidance
+
+    if scale is not None and "guider" in pipe.component_names:
+        pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=scale))
 
 
 def cached_commits(model: Model) -> dict[str, str]:

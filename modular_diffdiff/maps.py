@@ -5,14 +5,21 @@ Heavy libraries are imported where they are used: a mistake in a file's name is 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 
 from . import editing, loading
 
+
+if TYPE_CHECKING:
+    import torch
+
+# The maps of single sources, by what they were made of.
+Memory = dict[tuple, "torch.Tensor"]
 
 # What the commands call the inputs of the blocks that make and shape maps, pictures aside.
 INPUTS = {
@@ -94,49 +101,57 @@ def check_pictures(request: Request) -> None:
             diffdiff_map.load_maps(request.inputs["diffdiff_map"].pixels)
 
 
-def make_map(request: Request) -> np.ndarray:
+def make_map(request: Request, memory: Memory | None = None) -> np.ndarray:
     """(H, W) floats in [0, 1], 1 where the original stays; of the image's size, if it is made or shaped.
 
     Where nothing says what changes, everything may.
 
+    Args:
+        memory: What sources made before, and do not make again; what they make now is added.
+
     Raises:
         UserError: If a model cannot be loaded, or a block refuses an input.
     """
-    from diffusers.modular_pipelines import SequentialPipelineBlocks
-
-    from .blocks.diffdiff_make_map import DiffDiffMakeMapStep
-    from .blocks.diffdiff_map import read_maps
-    from .blocks.diffdiff_shape import DiffDiffShapeMapStep
-
-    blocks = {"make_map": DiffDiffMakeMapStep(), "shape_map": DiffDiffShapeMapStep()}
-    pipe = SequentialPipelineBlocks.from_blocks_dict(blocks).init_pipeline()
-    pipe.update_components(**load_models(request.models))
-    pixels = {
-        name: picture.pixels if name in ("diffdiff_map", "mask_image") else picture.pixels.convert("RGB")
-        for name, picture in request.pictures().items()
-    }
-    if not request.inputs.keys() & {*PICTURES.values(), *OPTIONS, "map_gradient"}:
-        pixels["diffdiff_map"] = np.zeros(request.image.pixels.size[::-1], np.float32)
-    with editing.spoken(request.titles()):
-        state = pipe(**request.inputs | pixels)
-        return read_maps(state.diffdiff_map, state.invert_diffdiff_map)[0][0, 0].numpy()
-
-
-def load_models(locations: dict[str, str]) -> dict[str, Any]:
-    """The components of the sources that are asked for.
-
-    Raises:
-        UserError: If one cannot be loaded.
-    """
+    from .blocks.diffdiff_docs import DEFAULTS
     from .blocks.diffdiff_make_map import SOURCES
+    from .blocks.diffdiff_map import read_maps
+    from .blocks.diffdiff_shape import SHAPING, DiffDiffShapeMapStep
+    from .blocks.diffdiff_sources import combine, join
 
-    components = {}
-    for source in SOURCES:
-        (asked_by,) = source.needs
-        if asked_by in locations:
+    inputs, memory = request.inputs, {} if memory is None else memory
+    how = inputs.get("map_combine", DEFAULTS["map_combine"])
+    with editing.spoken(request.titles()):
+        made = [_ask(source(), request, memory) for source in SOURCES if source.needs[0] in inputs]
+        keep = functools.reduce(functools.partial(combine, how=how), made) if made else None
+        if "diffdiff_map" in inputs:
+            given = read_maps(inputs["diffdiff_map"].pixels, inputs.get("invert_diffdiff_map", False))
+            keep = join(given, keep, how) if made else given
+        elif not made:
+            keep = np.zeros(request.image.pixels.size[::-1], np.float32)
+        shaping = {name: value for name, value in inputs.items() if name in SHAPING}
+        shape_map = DiffDiffShapeMapStep().init_pipeline()
+        shaped = shape_map(image=request.image.pixels, diffdiff_map=keep, output="diffdiff_map", **shaping)
+        return read_maps(shaped)[0][0, 0].numpy()
+
+
+def _ask(source: Any, request: Request, memory: Memory) -> torch.Tensor:
+    """(1, 1, H, W): the map of one source, a block."""
+    (asks,) = source.needs
+    names = {asks, *source.takes} - {"diffdiff_map", "invert_diffdiff_map", "map_combine"}
+    asked = {name: value for name, value in request.inputs.items() if name in names}
+    made_of = asks, request.models.get(asks), request.image.sha256, repr(asked)
+    if made_of not in memory:
+        pixels = {
+            name: picture.pixels if name == "mask_image" else picture.pixels.convert("RGB")
+            for name, picture in request.pictures().items()
+            if name in names
+        }
+        pipe = source.init_pipeline()
+        if asks in request.models:
             kinds = {name: kind for name, (kind, _) in source.models.items()}
-            components |= loading.load_map_model(locations[asked_by], OPTIONS[asked_by], kinds)
-    return components
+            pipe.update_components(**loading.load_map_model(request.models[asks], OPTIONS[asks], kinds))
+        memory[made_of] = pipe(**asked | pixels, output="diffdiff_map")
+    return memory[made_of]
 
 
 def as_png(values: np.ndarray) -> PIL.Image.Image:
@@ -150,8 +165,10 @@ def describe(request: Request) -> dict[str, Any]:
 
     decided = {name: DEFAULTS[name] for name in INPUTS.values() if name in DEFAULTS} | request.inputs
     told = {
-        name: {"name": value.name, "sha256": value.sha256} if isinstance(value, editing.Picture) else value
+        name: editing.describe_picture(value) if isinstance(value, editing.Picture) else value
         for name, value in {"image": request.image, **decided}.items()
     }
+    if isinstance(decided.get("diffdiff_map"), editing.Picture):
+        told["diffdiff_map"]["made"] = editing.settings_of(decided["diffdiff_map"])
     versions = {name: editing.find_version(name) for name in editing.VERSIONS}
     return told | {"map_models": request.models, "inverted": request.inverted, "versions": versions}

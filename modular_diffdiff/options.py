@@ -124,7 +124,7 @@ Offload = Annotated[
         "accelerators too small for the whole model; refused without one.",
     ),
 ]
-# Where a map comes from and how it is shaped, in every command that has one; `cli._ask_map` reads them.
+# Where a map comes from and how it is shaped, in every command that has one; `asking.ask_map` reads them.
 Text = Annotated[str | None, typer.Option(metavar="TEXT", help="What may change, in words.")]
 Threshold = Annotated[
     float | None,

@@ -187,6 +187,11 @@ _describe(
     "What the map keeps whole stays kept.",
 )
 _describe(
+    diffdiff_kinds.function("components, step, timestep, callback_kwargs"),
+    callback_on_step_end="Called after every step, as upstream's pipelines do, but that `callback_kwargs` is empty and "
+    "what it returns does not count; what it raises ends the run.",
+)
+_describe(
     diffdiff_kinds.flag(),
     invert_diffdiff_map="Reads the `diffdiff_map` that is given the other way round: white marks what changes.",
     allow_paths="Whether a `diffdiff_map` that is a string is opened as a path or fetched as a URL. Turn it off where "

@@ -76,6 +76,10 @@ def share(includes_all: bool) -> Kind:
     return Kind(float, f"a float in (0, 1{']' if includes_all else ')'}", accepts)
 
 
+def function(arguments: str) -> Kind:
+    return Kind(Callable[..., Any], f"a function of ({arguments})", callable)
+
+
 def flag() -> Kind:
     return Kind(bool, "True or False", lambda value: isinstance(value, (bool, np.bool_)))
 

@@ -83,6 +83,28 @@ class DiffDiffCheckFiniteStep(diffdiff_block.DiffDiffLoopBlock):
             diffdiff_trajectory.check_finite(torch.stack(block_state.sums), block_state.timesteps)
 
 
+class DiffDiffCallbackStep(diffdiff_block.DiffDiffLoopBlock):
+    """Tells a `callback_on_step_end` of every step that has been made; what it raises ends the run."""
+
+    takes = ("callback_on_step_end",)
+
+    @torch.no_grad()
+    def __call__(self, components, block_state, i: int, t: torch.Tensor):
+        if block_state.callback_on_step_end is not None:
+            block_state.callback_on_step_end(components, i, t, {})
+        return components, block_state
+
+
+def with_callback(blocks):
+    """The same blocks, with a `DiffDiffCallbackStep` in each denoising loop under a change map."""
+    for block in blocks.sub_blocks.values():
+        with_callback(block)
+    names = list(blocks.sub_blocks)
+    if "check_finite" in names:
+        blocks.sub_blocks.insert("callback", DiffDiffCallbackStep(), names.index("check_finite"))
+    return blocks
+
+
 class DiffDiffLoop:
     """Mixin of a denoising loop that a change map may leave nothing to run for."""
 

@@ -54,6 +54,13 @@ def combine(first: torch.Tensor, second: torch.Tensor, how: str) -> torch.Tensor
     return torch.maximum(first, second) if how == "keep" else torch.minimum(first, second)
 
 
+def join(given: list[torch.Tensor], made: torch.Tensor, how: str) -> torch.Tensor:
+    """Given maps of any size and one that was made, (B, 1, H, W), as one of its size."""
+    size = made.shape[-2:]
+    diffdiff_map.warn_of_stretching(given, *size)
+    return combine(torch.cat([diffdiff_map.resize_map(keep, *size) for keep in given]), made, how)
+
+
 class DiffDiffMapSource(diffdiff_block.DiffDiffBlock):
     """A block that makes a change map at the size of the image, and joins it with one that is there already.
 
@@ -65,14 +72,13 @@ class DiffDiffMapSource(diffdiff_block.DiffDiffBlock):
     gives = ("image", "diffdiff_map", "invert_diffdiff_map")  # the image as it is
 
     def run(self, components, block_state, state) -> None:
-        given, inverted = block_state.diffdiff_map, block_state.invert_diffdiff_map
         size = diffdiff_placement.size_of_picture(components, state, self.family)
         keep = self.make(components, block_state, size)
-        if given is not None:
-            keeps = diffdiff_map.read_maps(given, inverted, allow_paths=block_state.allow_paths)
-            diffdiff_map.warn_of_stretching(keeps, *size)
-            known = torch.cat([diffdiff_map.resize_map(keep, *size) for keep in keeps])
-            keep = combine(known, keep, block_state.map_combine)
+        if block_state.diffdiff_map is not None:
+            keeps = diffdiff_map.read_maps(
+                block_state.diffdiff_map, block_state.invert_diffdiff_map, allow_paths=block_state.allow_paths
+            )
+            keep = join(keeps, keep, block_state.map_combine)
         block_state.diffdiff_map, block_state.invert_diffdiff_map = keep, False
 
     def pictures(self, block_state) -> list[Any]:

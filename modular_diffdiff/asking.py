@@ -1,0 +1,172 @@
+"""What is asked for by the options of `edit`, `fan` and `map`, or on the page: a model, an edit, and its map.
+
+Options come as a dictionary, by the names of the commands' parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from . import editing, loading, maps
+
+
+MAX_SCALE = 1000  # far beyond what models are used with
+
+
+def check_words(prompt: str, params: dict[str, Any]) -> None:
+    if not prompt:
+        raise loading.UserError("PROMPT is empty.")
+    check_texts({"PROMPT": prompt, "--negative": params["negative"], "--text": params["text"]})
+
+
+def ask_edit(prompt: str, params: dict[str, Any]) -> tuple[loading.Model, editing.Edit]:
+    """The model, whose names are checked, and what is asked of it."""
+    scales = {"guidance": "guidance_scale", "control": "control_scale", "ip-adapter": "ip_adapter_scale"}
+    _check_scales({option: params[name] for option, name in scales.items()})
+    controlnet, control_scale = _choose_controlnet(params)
+    ip_adapter, ip_adapter_scale = _choose_ip_adapter(params)
+    run = {name: params[name] for name in ("model", "device", "dtype", "offload", "lora")}
+    model = loading.Model(**run, controlnet=controlnet, ip_adapter=ip_adapter, ip_adapter_scale=ip_adapter_scale)
+    loading.check_names(model)
+    names = ("steps", "guidance_scale", "softness", "strength", "overlay", "match_colors", "crop", "control_mode")
+    asked = {name: params[name] for name in names if name in params}
+    return model, editing.Edit(prompt, params["negative"], control_scale=control_scale, **asked)
+
+
+def _choose_controlnet(params: dict[str, Any]) -> tuple[str | None, float | None]:
+    """The ControlNet and its weight, with what is left open filled in; None both without an image."""
+    mode, controlnet, scale = params["control_mode"], params["controlnet"], params["control_scale"]
+    steering = {"--control-mode": mode, "--controlnet": controlnet, "--control-scale": scale}
+    if not _is_used("--control-image", params["control_image"], steering):
+        return None, None
+    if controlnet is None:
+        controlnet = loading.default_for(params["model"], "--controlnet", union=mode is not None)
+    return controlnet, 1.0 if scale is None else scale
+
+
+def _choose_ip_adapter(params: dict[str, Any]) -> tuple[str | None, float | None]:
+    """The same for an IP-Adapter."""
+    ip_adapter, scale = params["ip_adapter"], params["ip_adapter_scale"]
+    steering = {"--ip-adapter": ip_adapter, "--ip-adapter-scale": scale}
+    if not _is_used("--ip-adapter-image", params["ip_adapter_image"], steering):
+        return None, None
+    if ip_adapter is None:
+        ip_adapter = loading.default_for(params["model"], "--ip-adapter")
+    return ip_adapter, 1.0 if scale is None else scale
+
+
+def ask_pictures(change_map: str | None, params: dict[str, Any]) -> tuple[editing.Pictures, maps.Request]:
+    """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read."""
+    if change_map is None and params["invert_map"]:
+        raise loading.UserError("--invert-map needs MAP, which it inverts.")
+    inputs, models = ask_map(params)
+    read = read_pictures(
+        {
+            **{"IMAGE": params["image"], "MAP": change_map},
+            **{"--mask": params["mask"], "--difference": params["difference"]},
+            **{"--control-image": params["control_image"], "--ip-adapter-image": params["ip_adapter_image"]},
+        }
+    )
+    pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
+    return pictures, maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models)
+
+
+def settle(
+    model: loading.Model, asked: editing.Edit, pictures: editing.Pictures, request: maps.Request
+) -> tuple[loading.Model, editing.Edit]:
+    """The model and the edit with what was left open filled in; all is checked that can be before a model is loaded."""
+    editing.check_pictures(pictures, asked)
+    maps.check_pictures(request)
+    model = loading.choose_device(loading.find_family(model))
+    if asked.guidance_scale is None:
+        asked = replace(asked, guidance_scale=loading.default_guidance_scale(model))
+    editing.check_family(model, asked)
+    loading.check_steering(model, asked.control_mode)
+    return model, asked
+
+
+def strengths(given: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, given.split(",")))
+    except ValueError as error:
+        raise loading.UserError(f"--strengths is {given!r}; it takes numbers with commas between them.") from error
+
+
+def ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the options of a command ask of a map, pictures aside: the blocks' inputs, and the models for some of them.
+
+    Args:
+        params: The command's, by their names here; what is None is not asked for.
+    """
+    given = {key: value for key, value in params.items() if value not in (None, (), []) and value is not False}
+    _is_used("--text", given.get("text"), {"--threshold": params["threshold"], "--segmenter": params["segmenter"]})
+    _is_used("--point or --box", given.get("point") or given.get("box"), {"--mask-generator": params["mask_generator"]})
+    _is_used("--depth", given.get("depth"), {"--depth-estimator": params["depth_estimator"]})
+    inputs = {name: given[key] for key, name in maps.INPUTS.items() if key in given}
+    if "map_points" in inputs:
+        inputs["map_points"] = [_numbers("--point", given, (2, 3)) for given in inputs["map_points"]]
+    if "map_boxes" in inputs:
+        inputs["map_boxes"] = [_numbers("--box", given, (4,)) for given in inputs["map_boxes"]]
+    if "map_gradient" in inputs:
+        inputs["map_gradient"] = _angle(inputs["map_gradient"])
+    editing.check_inputs(inputs)
+    return inputs, {name: _map_model(option, given) for name, option in maps.OPTIONS.items() if name in inputs}
+
+
+def _map_model(option: str, given: dict[str, Any]) -> str:
+    """The model that this option names; the embedded one by default, where it knows what is edited."""
+    is_embedded = given.get("model", loading.EMBEDDED) in (loading.EMBEDDED, loading.EMBEDDED_FLOW)
+    default = loading.EMBEDDED if is_embedded and option in loading.MAP_MODELS else None
+    location = given.get(option.removeprefix("--").replace("-", "_"), default)
+    if location is None:
+        raise loading.UserError(f"{option} is needed: it names the model that makes the map.")
+    return location
+
+
+def _numbers(option: str, given: str, counts: tuple[int, ...]) -> tuple[int, ...]:
+    parts = given.split(",")
+    if len(parts) not in counts or not all(part.strip().isdecimal() for part in parts):
+        wanted = " or ".join(map(str, counts))
+        raise loading.UserError(f"{option} is {given!r}; it takes {wanted} whole numbers with commas between them.")
+    return tuple(map(int, parts))
+
+
+def _angle(given: str) -> float | str:
+    try:
+        return given if given == "radial" else float(given)
+    except ValueError as error:
+        raise loading.UserError(f"--gradient is {given!r}; it takes an angle in degrees, or radial.") from error
+
+
+def read_pictures(locations: dict[str, str | editing.Picture | None]) -> dict[str, editing.Picture | None]:
+    """The pictures of these arguments, None where nothing is given; what has been read is as it is."""
+    piped = [argument for argument, location in locations.items() if location == editing.STDIN]
+    if len(piped) > 1:
+        raise loading.UserError(f"{' and '.join(piped)} are both -, and stdin can be read once.")
+    return {
+        argument: editing.read_picture(location, argument) if isinstance(location, str) else location
+        for argument, location in locations.items()
+    }
+
+
+def check_texts(texts: dict[str, str | None]) -> None:
+    for name, text in texts.items():
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise loading.UserError(f"{name} is not UTF-8: {text[error.start : error.end]!r}.") from error
+
+
+def _check_scales(scales: dict[str, float | None]) -> None:
+    for name, scale in scales.items():
+        if scale is not None and not 0 <= scale <= MAX_SCALE:
+            raise loading.UserError(f"--{name}-scale is {scale}; it takes a number from 0 to {MAX_SCALE}.")
+
+
+def _is_used(option: str, value: str | None, others: dict[str, Any]) -> bool:
+    """Whether an option is given; the others mean nothing without it."""
+    lost = [name for name, other in others.items() if other is not None]
+    if value is None and lost:
+        raise loading.UserError(f"{lost[0]} needs {option}.")
+    return value is not None

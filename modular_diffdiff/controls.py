@@ -1,0 +1,118 @@
+"""The parameters of `edit` as controls on the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from . import options, serving
+
+
+MAX_COUNT = 8
+
+
+def share(label: str, value: float) -> gr.Slider:
+    return gr.Slider(0, 1, value, step=0.05, label=label)
+
+
+class Controls:
+    """The controls, and what they say.
+
+    Attributes:
+        params: Those that hold one parameter of `edit`, by its name.
+        depth: Those of its pairs, as `levels` and `limits`; `by_depth` says whether it counts.
+        prompt: What the changed regions show, which is no option.
+    """
+
+    def __init__(self, steered_by: list[str]):
+        self.steered_by = steered_by
+        self.params: dict[str, gr.Component] = {}
+
+    def all(self) -> list[gr.Component]:
+        return [*self.params.values(), self.by_depth, *self.depth, *self.levels, *self.limits, self.prompt]
+
+    def draw_prompt(self) -> None:
+        self.prompt = gr.Textbox(label="What to show there", placeholder="a green pear", max_length=2000)
+
+    def draw_sources(self) -> None:
+        add = self.params
+        add["text"] = gr.Textbox(label="Or say it in words", placeholder="the apple", max_length=500)
+        with gr.Accordion("Point at it, or measure it", open=False):
+            add["threshold"] = share("Sure from (0: soft)", 0)
+            with gr.Row():
+                add["point"] = gr.Textbox(label="Points", placeholder="120,80; 30,40,0", max_length=500)
+                add["box"] = gr.Textbox(label="Boxes", placeholder="10,10,90,120", max_length=500)
+            gr.Markdown("Clicks into the preview add points. A third number, 0, marks what is not meant.")
+            with gr.Row():
+                self.by_depth = gr.Checkbox(label="By distance")
+                self.depth = share("Kept at (0 is near)", 0), share("Free at", 1)
+            ways = [("none", None), ("to the right", "0"), ("upwards", "90"), ("to the left", "180")]
+            ways += [("downwards", "270"), ("to the middle", "radial")]
+            add["gradient"] = gr.Dropdown(ways, label="Gradient")
+            with gr.Row():
+                add["mask"] = serving.photo(label="Mask, white changes", height=120)
+                add["difference"] = serving.photo(label="The photo before it was painted over", height=120)
+            add["combine"] = gr.Radio(
+                [("change what any of them does", "change"), ("keep what any of them does", "keep")],
+                value="change",
+                label="Several of these and the painting together",
+            )
+        with gr.Accordion("Shape it", open=True):
+            with gr.Row():
+                add["grow"] = gr.Slider(-64, 64, 0, step=1, label="Grow (pixels)")
+                add["feather"] = gr.Slider(0, 64, 0, step=1, label="Feather (pixels)")
+            with gr.Row():
+                add["strength"] = share("Strength", 1)
+                add["softness"] = share("Softness", 0)
+            with gr.Row():
+                self.levels = share("Levels: free up to", 0), share("Levels: kept from", 1)
+            with gr.Row():
+                self.limits = share("Limits: at least", 0), share("Limits: at most", 1)
+
+    def draw_settings(self) -> None:
+        add = self.params
+        with gr.Accordion("Settings", open=False):
+            add["negative"] = gr.Textbox(label="What not to show", max_length=2000)
+            with gr.Row():
+                add["steps"] = gr.Slider(1, 100, 25, step=1, label="Steps")
+                add["guidance_scale"] = gr.Number(label="Guidance (empty: the model's)", value=None, minimum=0)
+            with gr.Row():
+                add["seed"] = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=options.MAX_SEED)
+                add["count"] = gr.Slider(1, MAX_COUNT, 1, step=1, label="How many")
+            add["overlay"] = gr.Checkbox(True, label="Original pixels outside")
+            add["match_colors"] = gr.Checkbox(label="Match colours")
+            add["crop"] = gr.Number(
+                label="Only around the change (pixels; empty: all)", value=None, precision=0, minimum=0
+            )
+            self.dropped = serving.photo(label="Drop a picture that was made here: its settings come back", height=100)
+        with gr.Accordion("Steer", open=False, visible=bool(self.steered_by)):
+            for name, label in (("control_image", "Outlines to follow"), ("ip_adapter_image", "A picture as a prompt")):
+                add[name] = serving.photo(label=label, height=120, visible=name in self.steered_by)
+
+    def params_of(self, given: dict) -> dict[str, Any]:
+        """What is asked for, by the parameters of `edit`, of the controls' values."""
+        params = {name: given[part] for name, part in self.params.items() if given[part] not in ("", None)}
+        for name in {"point", "box"} & params.keys():
+            params[name] = [part.strip() for part in params[name].split(";") if part.strip()]
+        for name, pair in (("levels", self.levels), ("limits", self.limits), ("depth", self.depth)):
+            params[name] = tuple(given[part] for part in pair)
+        if not given[self.by_depth]:
+            del params["depth"]
+        if not params["threshold"]:
+            del params["threshold"]
+        return params
+
+    def showing(self, told: dict[str, Any]) -> list:
+        """What `all` of them show where these parameters are asked for; the others stay as they are."""
+        values = [self._as_shown(name, part, told) for name, part in self.params.items()]
+        by_depth = gr.update(value=bool(told["depth"])) if "depth" in told else gr.skip()
+        pairs = [told.get(name) or (gr.skip(), gr.skip()) for name in ("depth", "levels", "limits")]
+        return [*values, by_depth, *(end for pair in pairs for end in pair), told.get("prompt", gr.skip())]
+
+    def _as_shown(self, name: str, part: gr.Component, told: dict[str, Any]) -> Any:
+        if name not in told or isinstance(part, gr.Image):
+            return gr.skip()
+        if name in ("point", "box"):
+            return "; ".join(",".join(map(str, numbers)) for numbers in told[name] or [])
+        return part.value if told[name] is None else told[name]

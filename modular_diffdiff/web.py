@@ -1,0 +1,242 @@
+"""The page: open a photo, paint or say what may change, see it, edit.
+
+It holds what visitors see; `studio` does what they ask for, and `serving` keeps the page safe.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+import PIL.Image
+from starlette.middleware import Middleware
+
+from . import controls, editing, loading, maps, serving, studio, tools
+
+
+INTRO = (
+    "# Edit what you paint\nPaint over what may change: **the stronger the red, the more it changes**; the rest stays."
+)
+CSS = "footer {display: none !important} .gradio-container {max-width: 1400px !important; margin: auto}"
+
+
+class Visit:
+    """The page of a studio: its parts, and what happens when they are used.
+
+    Attributes:
+        on_device: Wraps what runs on the accelerator, as `spaces.GPU` does.
+    """
+
+    def __init__(self, work: studio.Studio, sessions: serving.Sessions, on_device: Callable = lambda run: run):
+        self.work, self.sessions, self.on_device = work, sessions, on_device
+        self.controls = controls.Controls(work.steered_by())
+        self.files = [example.write(sessions.cache) for example in studio.EXAMPLES]
+
+    # What is seen
+
+    def draw(self) -> None:
+        gr.Markdown(INTRO)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                with gr.Row():
+                    self.photo = serving.photo(label="Photo", sources=["upload", "clipboard"], height=180)
+                    self.examples = gr.Gallery(
+                        [str(path) for path in self.files],
+                        label="Or try one of these",
+                        columns=3,
+                        height=180,
+                        allow_preview=False,
+                        format="png",
+                    )
+                self.painting = serving.painting(label="Paint what may change")
+                self.anew = gr.Button("Forget what was painted before", size="sm", visible=False)
+                self.controls.draw_sources()
+            with gr.Column(scale=2, min_width=320):
+                self.preview = gr.Image(
+                    label="What may change", format="png", interactive=False, buttons=["fullscreen"]
+                )
+                self.controls.draw_prompt()
+                with gr.Row():
+                    self.edit, self.next = gr.Button("Edit", variant="primary"), gr.Button("Next seed")
+                    self.fan, self.stop = gr.Button("How strong?"), gr.Button("Stop", variant="stop")
+                self.controls.draw_settings()
+                self.results = gr.Gallery(label="Results", columns=4, height=160, format="png", allow_preview=False)
+                self.compare = gr.ImageSlider(label="Before and after", format="png", max_height=420)
+                self.sheet = gr.Image(label="At several strengths", format="png", visible=False)
+                self.further = gr.Button("Edit this result further")
+                with gr.Row():
+                    self.png = gr.DownloadButton("Picture", interactive=False)
+                    self.map = gr.DownloadButton("Map", interactive=False)
+                self.command = gr.Code(
+                    label="The same on the command line", language="shell", interactive=False, wrap_lines=True, lines=2
+                )
+
+    # What happens
+
+    def wire(self, page: serving.Page) -> None:
+        asked, prompt = self.controls.all(), self.controls.prompt
+        given = {self.painting, *asked}
+        private = {"api_visibility": "private"}
+        slow = {"concurrency_id": "device", "concurrency_limit": 1, **private}
+        look = {
+            **{"fn": self.look, "inputs": given, "outputs": self.preview, "show_progress": "hidden"},
+            **{"trigger_mode": "always_last", "concurrency_limit": 2, **private},
+        }
+        opened = [self.painting, self.anew, self.results, self.compare, self.sheet]
+        made = [self.results, self.compare, self.png, self.map, self.command]
+        seed, points = self.controls.params["seed"], self.controls.params["point"]
+        for event in (self.photo.upload, self.photo.clear):
+            event(self.open, self.photo, opened, **private).then(**look)
+        self.examples.select(self.open_example, None, [*opened, self.photo, prompt], **private).then(**look)
+        gr.on([self.painting.change, *(part.change for part in asked if part is not prompt)], **look)
+        self.anew.click(self.forget, None, opened, **private).then(**look)
+        self.preview.select(self.point_at, points, points, **private)
+        gr.on([self.edit.click, prompt.submit], self.make_edits, given, made, **slow)
+        self.next.click(lambda n: n + 1, seed, seed, **private).then(self.make_edits, given, made, **slow)
+        self.fan.click(self.make_fan, given, self.sheet, **slow)
+        self.stop.click(self.end_run, queue=False, **private)
+        self.results.select(self.choose, None, made[1:], **private)
+        self.further.click(self.go_on, self.painting, opened, **private).then(**look)
+        self.controls.dropped.upload(self.take_over, self.controls.dropped, asked, **private)
+        page.unload(self.leave)
+
+    def open(self, photo: editing.Picture | None, request: gr.Request):
+        with serving.shown():
+            return self._open(self.sessions.of(request), photo)
+
+    def open_example(self, chosen: gr.SelectData, request: gr.Request):
+        example, path = studio.EXAMPLES[chosen.index], self.files[chosen.index]
+        photo = serving.read_upload(path, path.name, "Photo")
+        return *self._open(self.sessions.of(request), photo, example.painting), str(path), example.prompt
+
+    def forget(self, request: gr.Request):
+        session = self.sessions.of(request)
+        return self._open(session, session.photo)
+
+    def go_on(self, painting: editing.Picture | None, request: gr.Request):
+        """The result that is looked at becomes the photo; what is painted stays."""
+        session = self.sessions.of(request)
+        with serving.shown():
+            if not session.results:
+                raise loading.UserError("There is no result yet.")
+            path = session.results[session.chosen].path
+            photo = serving.read_upload(path, path.name, "Photo")
+            painting = session.painting(painting)
+            return self._open(session, photo, painting and painting.pixels)
+
+    def _open(self, session: serving.Session, photo: editing.Picture | None, painting: PIL.Image.Image | None = None):
+        """What the page shows of a photo that nothing was made of yet."""
+        if photo is not None:
+            editing.check_picture(photo, transparent=True)
+        session.photo, session.painted, session.memory, session.results = photo, painting, {}, []
+        session.small = photo and studio.small_copy(photo, serving.COPY_SIDE)
+        to_paint_on = photo and {"background": session.small.pixels, "layers": [], "composite": None}
+        return to_paint_on, gr.update(visible=painting is not None), [], None, gr.update(value=None, visible=False)
+
+    def look(self, given: dict, request: gr.Request) -> PIL.Image.Image | None:
+        """The map over the photo; the photo alone while nothing says what may change."""
+        session, params = self.sessions.of(request), self.controls.params_of(given)
+        painting = session.painting(given[self.painting])
+        if session.photo is None or (painting is None and not maps.are_asked(studio.DEFAULTS | params)):
+            return session.small and session.small.pixels
+        with serving.shown():
+            return self.work.preview(session.photo, session.small, painting, params, session.memory)
+
+    def point_at(self, points: str, place: gr.SelectData, request: gr.Request) -> str:
+        small, (x, y) = self.sessions.of(request).small, place.index
+        return points if small is None or y >= small.pixels.height else f"{points}; {x},{y}".removeprefix("; ")
+
+    def _begin(self, given: dict, request: gr.Request, progress: gr.Progress):
+        """A session whose photo is to be edited, and what `Studio.edit` and `fan` take."""
+        session, params = self.sessions.of(request), self.controls.params_of(given)
+        if session.photo is None:
+            raise loading.UserError("Open a photo first.")
+        change_map = self.work.make_map(
+            *(session.photo, session.small, session.painting(given[self.painting])),
+            *(params, session.memory, session.new_folder()),
+        )
+        watch = serving.Watch(session.stop, progress)
+        return session, (session.photo, change_map, given[self.controls.prompt], params, watch)
+
+    def make_edits(self, given: dict, request: gr.Request, progress: gr.Progress = gr.Progress()):  # noqa: B008
+        with serving.shown():
+            session, asked = self._begin(given, request, progress)
+            for path, command in self.on_device(self.work.edit)(*asked):
+                session.results.append(serving.Result(path, asked[1], command))
+                session.chosen = len(session.results) - 1
+                made = [(studio.small_file(result.path), result.path.stem) for result in session.results]
+                yield gr.update(value=made, selected_index=session.chosen), *self._show(session)
+
+    def make_fan(self, given: dict, request: gr.Request, progress: gr.Progress = gr.Progress()):  # noqa: B008
+        with serving.shown():
+            _, asked = self._begin(given, request, progress)
+            return gr.update(value=str(self.on_device(self.work.fan)(*asked)), visible=True)
+
+    def choose(self, chosen: gr.SelectData, request: gr.Request):
+        session = self.sessions.of(request)
+        session.chosen = chosen.index
+        return self._show(session)
+
+    def _show(self, session: serving.Session):
+        """The result that is looked at: before and after, its files, and the command line."""
+        result = session.results[session.chosen]
+        files = (gr.update(value=str(path), interactive=True) for path in (result.path, result.change_map))
+        return (session.small.pixels, studio.small_file(result.path)), *files, result.command
+
+    def end_run(self, request: gr.Request) -> None:
+        self.sessions.of(request).stop.touch()
+
+    def take_over(self, picture: editing.Picture) -> list:
+        """The settings of a picture that was made here."""
+        with serving.shown():
+            return self.controls.showing(studio.read_settings(picture))
+
+    def leave(self, request: gr.Request) -> None:
+        self.sessions.end(request.session_hash)
+
+
+def make_page(settings: dict[str, Any], on_device: Callable = lambda run: run) -> serving.Page:
+    """The page for a model.
+
+    Args:
+        settings: The parameters of `edit` that say which models run, and how, where they are not the defaults.
+        on_device: As in `Visit`.
+
+    Raises:
+        UserError: If there is no such model, or no such device.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="modular-diffdiff-page-")
+    work, sessions = studio.Studio(settings), serving.Sessions(os.environ["GRADIO_TEMP_DIR"])
+    work.check()
+    visit = Visit(work, sessions, on_device)
+    with serving.Page(title="modular-diffdiff", analytics_enabled=False) as page:
+        visit.draw()
+        visit.wire(page)
+        tools.offer(work, sessions, on_device)
+    sessions.begin()
+    return page.queue(max_size=serving.MAX_QUEUE)
+
+
+def launch(page: serving.Page, **given: Any) -> str:
+    """Starts a page, and gives its address; what is given goes to `gr.Blocks.launch`."""
+    guard = Middleware(serving.BoundedUploads, folder=os.environ["GRADIO_TEMP_DIR"])
+    _, address, _ = page.launch(
+        css=CSS,
+        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        max_file_size=serving.MAX_UPLOAD,
+        app_kwargs={"middleware": [guard]},
+        **{"quiet": True, "share": False, "ssr_mode": False, "footer_links": [], "prevent_thread_lock": True},
+        **given,
+    )
+    return address
+
+
+def serve(settings: dict[str, Any], on_device: Callable = lambda run: run, **given: Any) -> None:
+    """Serves a page until it is interrupted; arguments as those of `make_page` and `launch`."""
+    with editing.quiet_libraries(lambda message: gr.Warning(serving.say(message))):
+        page = make_page(settings, on_device)
+        print(launch(page, **given), flush=True)
+        page.block_thread()
