@@ -501,6 +501,9 @@ def publish(
         str | None,
         typer.Option(metavar="NAME", help="Publish one block that makes or shapes change maps, e.g. map-text."),
     ] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Publish the page as a Space, for --family or for the embedded model.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder and stop; no network is used.")] = False,
     out: Annotated[
         Path | None,
@@ -511,11 +514,12 @@ def publish(
         str | None, typer.Option(metavar="BRANCH", help="The branch to commit to; made where there is none.")
     ] = None,
 ) -> None:
-    """Publish the blocks of a model family as a repository on the Hugging Face Hub.
+    """Publish the blocks of a model family, or the page, as a repository on the Hugging Face Hub.
 
-    The repository is assembled, loaded in a fresh process, listed with its files' sizes, and sent in one commit; what
-    has not changed is not sent again, and what an earlier version had and this has not is deleted. A repository that
-    holds anything else is refused. If sending fails, nothing changes. The token is that of `hf auth login` or HF_TOKEN.
+    The repository is assembled, loaded in a fresh process (a Space is started, and asked for an edit), listed with its
+    files' sizes, and sent in one commit; what has not changed is not sent again, and what an earlier version had and
+    this has not is deleted. A repository that holds anything else is refused. If sending fails, nothing changes. The
+    token is that of `hf auth login` or HF_TOKEN.
 
     \b
     Examples:
@@ -524,12 +528,13 @@ def publish(
       modular-diffdiff publish ada/diffdiff-flux --family flux
       modular-diffdiff publish ada/still-life --checkpoint
       modular-diffdiff publish ada/map-text --block map-text
+      modular-diffdiff publish ada/page --space --family sdxl
     """
     with _one_line_errors(), tempfile.TemporaryDirectory() as temporary:
-        contents = {"--family": family, "--checkpoint": checkpoint, "--block": block}
+        contents = {"--family": family and not space, "--space": space, "--checkpoint": checkpoint, "--block": block}
         _check_publish(contents, {"--private": private, "--revision": revision} if dry_run else {"--out": out})
-        content = _content(family, checkpoint, block)
-        publishing.check_repo_id(repo_id, holds_code=not checkpoint)
+        content = _content(family, checkpoint, block, space)
+        publishing.check_repo_id(repo_id, holds_code=not (checkpoint or space))
         name = repo_id.split("/")[1]
         folder = (out or Path(name)) if dry_run else Path(temporary, name)
         if not dry_run:
@@ -543,16 +548,17 @@ def publish(
             typer.echo(folder if dry_run else publishing.upload(content, repo_id, folder, private, revision))
 
 
-def _content(family: str | None, checkpoint: bool, block: str | None) -> publishing.Content:
+def _content(family: str | None, checkpoint: bool, block: str | None, space: bool) -> publishing.Content:
+    if family is not None and family not in catalog.FAMILIES:
+        raise loading.UserError(f"--family is {family!r}; it takes one of {', '.join(catalog.FAMILIES)}.")
+    if space:
+        return publishing.space_of(family)
     if checkpoint:
         return publishing.still_life()
     return publishing.blocks_of(family or "sdxl") if block is None else publishing.block_of(block)
 
 
 def _check_publish(contents: dict[str, Any], unused: dict[str, Any]) -> None:
-    family = contents["--family"]
-    if family is not None and family not in catalog.FAMILIES:
-        raise loading.UserError(f"--family is {family!r}; it takes one of {', '.join(catalog.FAMILIES)}.")
     named = [option for option, value in contents.items() if value]
     if len(named) > 1:
         raise loading.UserError(f"{' and '.join(named)} name several repositories; publish one after the other.")

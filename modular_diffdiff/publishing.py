@@ -5,6 +5,7 @@ Heavy libraries are imported where they are used: a mistake in a name is answere
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from importlib.metadata import distribution
+from importlib.metadata import distribution, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from .catalog import FAMILIES, OWNER, PACKAGE, Family
@@ -42,6 +44,7 @@ class Content:
         own: Patterns of the files that it, or an earlier version of it, consists of.
         mark: The file that tells it from other repos of ours.
         marks: Words that this file holds.
+        kind: The Hub's type of repo.
     """
 
     default_repo: str
@@ -50,6 +53,7 @@ class Content:
     own: tuple[str, ...]
     mark: str
     marks: str
+    kind: str = "model"
 
 
 _CHECK_BLOCKS = """
@@ -74,6 +78,28 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(".")
 assert type(pipe).__name__ == "StableDiffusionXLPipeline", f"loads as {type(pipe).__name__}"
 print(f"loads as {type(pipe).__name__}, with {sum(p.numel() for p in pipe.unet.parameters()):,} weights in its UNet")
+"""
+
+
+_CHECK_SPACE = """
+import json, os, pathlib, subprocess, sys, tempfile
+from gradio_client import Client, handle_file
+from modular_diffdiff import studio
+with tempfile.TemporaryDirectory() as folder:
+    settings = pathlib.Path(folder, "settings.json")
+    settings.write_text("{}")  # the embedded model's: nothing is downloaded
+    environment = {**os.environ, "DIFFDIFF_SETTINGS": str(settings), "GRADIO_SERVER_NAME": "127.0.0.1"}
+    photo = handle_file(studio.EXAMPLES[0].write(folder))
+    with subprocess.Popen([sys.executable, "app.py"], env=environment, stdout=subprocess.PIPE, text=True) as page:
+        try:
+            address = page.stdout.readline().strip()
+            assert address.startswith("http"), "the page does not start"
+            asked = {"image": photo, "prompt": "a green pear", "text": "the apple", "change_map": None, "steps": 2}
+            made = Client(address, verbose=False, download_files=folder).predict(**asked, api_name="/edit")
+            assert pathlib.Path(made).stat().st_size, "an edit is empty"
+        finally:
+            page.terminate()
+print("starts, and edits")
 """
 
 
@@ -120,6 +146,27 @@ def still_life() -> Content:
         own=(*(f"{part}/*" for part in _parts()), "model_index.json", *_DOCUMENTS),
         mark="README.md",
         marks="# still-life: a small SDXL",
+    )
+
+
+def space_of(name: str | None) -> Content:
+    """The Space of a family, by its name in the catalog; of the embedded model by default.
+
+    Raises:
+        UserError: If no checkpoint of the family is known, or gradio is missing.
+    """
+    if find_spec("gradio") is None:
+        raise UserError("--space needs gradio: pip install 'modular-diffdiff[web]'.")
+    if name is not None and FAMILIES[name].model is None:
+        raise UserError(f"--space: no checkpoint of {FAMILIES[name].title} is known, which it could edit with.")
+    return Content(
+        default_repo=f"{OWNER}/page",
+        assemble=lambda folder: _assemble_space(name, folder),
+        check=_CHECK_SPACE,
+        own=("app.py", "settings.json", "requirements.txt", "modular_diffdiff/*", *_DOCUMENTS),
+        mark="app.py",
+        marks="from modular_diffdiff import web",
+        kind="space",
     )
 
 
@@ -170,6 +217,30 @@ def _assemble_checkpoint(folder: Path) -> None:
     shutil.copyfile(PACKAGE / "still_life" / "model_card.md", folder / "README.md")
 
 
+def _assemble_space(name: str | None, folder: Path) -> None:
+    from .blocks.diffdiff_make_map import SOURCES
+    from .maps import OPTIONS
+
+    settings = {}
+    if name is not None:
+        examples = {
+            source.needs[0]: next(iter(source.models.values()))[1] for source in SOURCES if hasattr(source, "models")
+        }
+        named = {OPTIONS[asks].removeprefix("--").replace("-", "_"): model for asks, model in examples.items()}
+        settings = {"model": FAMILIES[name].model} | named
+    card = (PACKAGE / "space" / "README.md").read_text(encoding="utf-8")
+    models = "".join(f"\n- {model}" for model in settings.values()) or " []"
+    title = "a small still-life model" if name is None else FAMILIES[name].title
+    (folder / "README.md").write_text(
+        card.format(gradio=version("gradio"), models=models, title=title, owner=OWNER), encoding="utf-8"
+    )
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2))
+    needed = [line for line in requires("modular-diffdiff") if "extra ==" not in line]
+    (folder / "requirements.txt").write_text("\n".join([*needed, "spaces"]) + "\n")
+    shutil.copyfile(PACKAGE / "space" / "app.py", folder / "app.py")
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def check_repo_id(repo_id: str, holds_code: bool) -> None:
     """Refuses names that are none, and those that upstream's loader makes no module of.
 
@@ -208,15 +279,20 @@ def assemble(content: Content, repo_id: str, folder: Path) -> str:
             if (folder / name).exists():
                 text = (folder / name).read_text(encoding="utf-8")
                 (folder / name).write_text(text.replace(content.default_repo, repo_id), encoding="utf-8")
-        return _check(content, folder)
+        return check(content, folder)
     except BaseException:
         shutil.rmtree(folder)  # the next attempt shall not find half of it
         raise
 
 
-def _check(content: Content, folder: Path) -> str:
+def check(content: Content, folder: Path) -> str:
+    """What a fresh process says of a repo's files.
+
+    Raises:
+        OSError: If they do not load as what they are.
+    """
     with tempfile.TemporaryDirectory() as cache:
-        fresh = {"HF_MODULES_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+        fresh = {"HF_MODULES_CACHE": cache, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-c", content.check]
         result = subprocess.run(command, cwd=folder, env=os.environ | fresh, capture_output=True, text=True)
     if result.returncode:
@@ -253,12 +329,12 @@ def check_target(content: Content, repo_id: str, private: bool, revision: str | 
         owner = repo_id.split("/")[0]
         if owner not in owners:
             raise UserError(f"REPO_ID {repo_id!r}: this token may write to {', '.join(owners)}, and not to {owner!r}.")
-        if not api.repo_exists(repo_id):
+        if not api.repo_exists(repo_id, repo_type=content.kind):
             return
-        branch = revision if revision in _branches(api, repo_id) else None
-        there = api.model_info(repo_id, revision=branch)
+        branch = revision if revision in _branches(api, content, repo_id) else None
+        there = api.repo_info(repo_id, revision=branch, repo_type=content.kind)
         files = {sibling.rfilename for sibling in there.siblings}
-        marked = content.mark in files and content.marks in _read(api, repo_id, content.mark, there.sha)
+        marked = content.mark in files and content.marks in _read(api, content, repo_id, there.sha)
     strangers = sorted(name for name in files if not any(fnmatch(name, pattern) for pattern in content.own))
     if strangers or not (marked or files <= _EMPTY_REPO):
         listed = f", among it {strangers[0]}" if strangers else ""
@@ -267,12 +343,13 @@ def check_target(content: Content, repo_id: str, private: bool, revision: str | 
         raise UserError(f"--private: {repo_id!r} exists and is public; that is changed in its settings on the Hub.")
 
 
-def _read(api, repo_id: str, name: str, revision: str) -> str:
-    return Path(api.hf_hub_download(repo_id, name, revision=revision)).read_text(encoding="utf-8")
+def _read(api, content: Content, repo_id: str, revision: str) -> str:
+    path = api.hf_hub_download(repo_id, content.mark, revision=revision, repo_type=content.kind)
+    return Path(path).read_text(encoding="utf-8")
 
 
-def _branches(api, repo_id: str) -> list[str]:
-    return [branch.name for branch in api.list_repo_refs(repo_id).branches]
+def _branches(api, content: Content, repo_id: str) -> list[str]:
+    return [branch.name for branch in api.list_repo_refs(repo_id, repo_type=content.kind).branches]
 
 
 @contextmanager
@@ -301,30 +378,32 @@ def upload(content: Content, repo_id: str, folder: Path, private: bool, revision
     from huggingface_hub import HfApi
 
     api = HfApi()
-    version = distribution("modular-diffdiff").version
-    with _made_for_this(api, repo_id, private, revision), _reached():
+    with _made_for_this(api, content, repo_id, private, revision), _reached():
         commit = api.upload_folder(
             repo_id=repo_id,
+            repo_type=content.kind,
             folder_path=folder,
             revision=revision,
-            commit_message=f"modular-diffdiff {version}",
+            commit_message=f"modular-diffdiff {version('modular-diffdiff')}",
             delete_patterns="*",  # an earlier version's: `check_target` has looked
         )
     return commit.commit_url
 
 
 @contextmanager
-def _made_for_this(api, repo_id: str, private: bool, revision: str | None) -> Iterator[None]:
+def _made_for_this(api, content: Content, repo_id: str, private: bool, revision: str | None) -> Iterator[None]:
     """Makes the repo and the branch where there are none, and takes them back if what follows fails."""
-    undo = []
+    undo, kind = [], {"repo_type": content.kind}
     try:
         with _reached():
-            if not api.repo_exists(repo_id):
-                api.create_repo(repo_id, private=private)
-                undo.append((f"the empty repository {repo_id}", lambda: api.delete_repo(repo_id)))
-            if revision is not None and revision not in _branches(api, repo_id):
-                api.create_branch(repo_id, branch=revision)
-                undo.append((f"the branch {revision}", lambda: api.delete_branch(repo_id, branch=revision)))
+            if not api.repo_exists(repo_id, **kind):
+                api.create_repo(
+                    repo_id, private=private, space_sdk="gradio" if content.kind == "space" else None, **kind
+                )
+                undo.append((f"the empty repository {repo_id}", lambda: api.delete_repo(repo_id, **kind)))
+            if revision is not None and revision not in _branches(api, content, repo_id):
+                api.create_branch(repo_id, branch=revision, **kind)
+                undo.append((f"the branch {revision}", lambda: api.delete_branch(repo_id, branch=revision, **kind)))
         yield
     except BaseException as error:
         left = []

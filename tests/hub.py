@@ -275,18 +275,18 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
 
 
-_REPO = "(?P<repo>[^/]+/[^/]+)"
+_REPO, _API = "(?P<repo>[^/]+/[^/]+)", "/api/(?:models|spaces)"
 ROUTES = [
     ("GET", "/api/whoami-v2", _Handler.who_am_i),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("POST", "/api/repos/create", _Handler.create),
     ("DELETE", "/api/repos/delete", _Handler.delete),
-    ("GET", f"/api/models/{_REPO}", _Handler.info),
-    ("GET", f"/api/models/{_REPO}/revision/(?P<revision>.+)", _Handler.info),
-    ("GET", f"/api/models/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
-    ("GET", f"/api/models/{_REPO}/refs", _Handler.references),
-    ("POST DELETE", f"/api/models/{_REPO}/branch/(?P<branch>.+)", _Handler.branch),
-    ("POST", f"/api/models/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
-    ("POST", f"/api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
-    ("GET HEAD", f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
+    ("GET", f"{_API}/{_REPO}", _Handler.info),
+    ("GET", f"{_API}/{_REPO}/revision/(?P<revision>.+)", _Handler.info),
+    ("GET", f"{_API}/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
+    ("GET", f"{_API}/{_REPO}/refs", _Handler.references),
+    ("POST DELETE", f"{_API}/{_REPO}/branch/(?P<branch>.+)", _Handler.branch),
+    ("POST", f"{_API}/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
+    ("POST", f"{_API}/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
+    ("GET HEAD", f"(?:/spaces)?/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
 ]

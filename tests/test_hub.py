@@ -1,7 +1,9 @@
 """The repository on a Hub, with real clients: each has an empty cache, and who loads from it a fresh process."""
 
+import inspect
 import json
 import re
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from huggingface_hub import constants
 from PIL import Image
 from typer.testing import CliRunner
 
-from modular_diffdiff import publishing
-from modular_diffdiff.catalog import FAMILIES
+from modular_diffdiff import cli, publishing
+from modular_diffdiff.catalog import FAMILIES, PACKAGE
 from modular_diffdiff.cli import app
 from modular_diffdiff.map_blocks import MAP_BLOCKS
 from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
@@ -91,6 +93,41 @@ def test_the_checkpoint_is_published_with_its_companions(hub, publish):
     ]
     assert trees[0] == trees[1]
     assert {"unet/config.json", "controlnet/config.json"} < trees[0].keys()
+
+
+def test_the_page_is_published_as_a_space_that_starts_and_edits(hub, publish):
+    published = publish("ada/page", "--space")
+    assert "starts, and edits" in published.stdout
+    space = hub.repositories.pop("ada/page")
+    files = space.commits[space.branches["main"]]
+    package = {f"modular_diffdiff/{name}" for name in files_in(PACKAGE) if "__pycache__" not in name}
+    assert files.keys() - package == {
+        *("app.py", "settings.json", "requirements.txt", "README.md", "LICENSE", ".gitattributes"),
+    }
+    assert package <= files.keys()
+    card = files["README.md"].read().decode()
+    assert f"sdk: gradio\nsdk_version: {version('gradio')}\napp_file: app.py\n" in card
+    assert json.loads(files["settings.json"].read()) == {}
+
+
+def test_a_familys_space_names_the_models_that_it_edits_with(publish, tmp_path):
+    folder = tmp_path / "space"
+    folder.mkdir()
+    publishing.space_of("flux").assemble(folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings.keys() <= inspect.signature(cli.edit).parameters.keys()
+    assert settings["model"] == FAMILIES["flux"].model
+    listed = re.search(r"^models:\n((?:- .*\n)*)---", (folder / "README.md").read_text(), re.MULTILINE)[1]
+    assert set(listed.replace("- ", "").split()) == set(settings.values())
+    assert "no checkpoint" in publish("ada/page", "--space", "--family", "flux3", code=2).stderr
+
+
+def test_a_space_that_does_not_start_is_refused(tmp_path):
+    content = publishing.space_of(None)
+    content.assemble(tmp_path)
+    (tmp_path / "app.py").write_text("raise SystemExit('no page')")
+    with pytest.raises(OSError, match="does not start"):
+        publishing.check(content, tmp_path)
 
 
 def test_a_dry_run_writes_the_files_that_are_published_and_asks_nobody(hub, publish, tmp_path):
