@@ -168,7 +168,8 @@ def describe(request: Request) -> dict[str, Any]:
         name: editing.describe_picture(value) if isinstance(value, editing.Picture) else value
         for name, value in {"image": request.image, **decided}.items()
     }
-    if isinstance(decided.get("diffdiff_map"), editing.Picture):
-        told["diffdiff_map"]["made"] = editing.settings_of(decided["diffdiff_map"])
+    given = request.inputs.get("diffdiff_map")
+    if given is not None and (made := editing.settings_of(given)):
+        told["diffdiff_map"]["made"] = made
     versions = {name: editing.find_version(name) for name in editing.VERSIONS}
     return told | {"map_models": request.models, "inverted": request.inverted, "versions": versions}

@@ -190,6 +190,12 @@ def test_a_source_stands_in_place_of_the_map(run, mask, checkpoint):
     assert (told["map_grow"], told["map_combine"], told["prompt"]) == (2.0, "keep", "a pear")
 
 
+def test_an_edit_tells_how_its_map_was_made(run, mask, checkpoint):
+    run("map", "photo.png", "--mask", "mask.png", "--feather", 2, "--out", "made.png")
+    run("edit", "photo.png", "made.png", "a pear", "--model", checkpoint, "--steps", 1, "--out", "a.png")
+    assert settings("a.png")["diffdiff_map"]["made"] == settings("made.png")
+
+
 def test_a_source_joins_the_map(run, mask, checkpoint):
     Image.fromarray(np.minimum(pixels("map.png"), 255 - mask)).save("both.png")
     options = ("--model", checkpoint, "--steps", 2, "--seed", 5)

@@ -15,7 +15,7 @@ from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
 import modular_diffdiff
-from modular_diffdiff import DiffDiffFanStep, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks, families
+from modular_diffdiff import DiffDiffCallbackStep, DiffDiffFanStep, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks, families
 from modular_diffdiff.blocks import diffdiff_docs
 
 from .helpers import build, picture
@@ -121,7 +121,8 @@ def test_defaults_are_those_that_a_run_takes(blocks):
 
 def test_no_sentence_is_left_over():
     blocks = SDXLDiffDiffAutoBlocks()
-    used = {param.name for param in [*blocks.inputs, *blocks.intermediate_outputs, *DiffDiffFanStep().inputs]}
+    others = [*DiffDiffFanStep().inputs, *DiffDiffCallbackStep().inputs]
+    used = {param.name for param in [*blocks.inputs, *blocks.intermediate_outputs, *others]}
     for family in FAMILIES:
         for branch in family().sub_blocks.values():
             used |= {param.name for param in [*branch.inputs, *branch.intermediate_outputs]}
