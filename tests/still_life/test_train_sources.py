@@ -1,6 +1,7 @@
 """How the segmenter and the depth estimator of the still lifes are trained."""
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForDepthEstimation, CLIPSegForImageSegmentation, CLIPSegProcessor
 
@@ -76,8 +77,9 @@ def test_training_sees_what_upstreams_forward_gives():
     torch.testing.assert_close(logits, expected)
 
 
+@pytest.mark.usefixtures("here")
 def test_the_script_makes_models_that_load(tmp_path):
-    arguments = [str(tmp_path / "work"), "--scenes=8", "--segmenter-steps=1", "--depth-steps=1", "--batch=2"]
+    arguments = [str(tmp_path / "work"), "--scenes=4", "--segmenter-steps=1", "--depth-steps=1", "--batch=2"]
     arguments += [f"--out={tmp_path / 'out'}"]
     train_sources.main(arguments)
     for kind, name in (
