@@ -90,7 +90,7 @@ def test_the_checkpoint_is_published_with_its_companions(hub, publish):
         for repository in (expected, hub.repositories[CHECKPOINT_REPO])
     ]
     assert trees[0] == trees[1]
-    assert {"unet/config.json", "controlnet/config.json"} < trees[0].keys()
+    assert {"unet/config.json", "controlnet/config.json", "mask_generator/model.safetensors"} < trees[0].keys()
 
 
 def test_a_dry_run_writes_the_files_that_are_published_and_asks_nobody(hub, publish, tmp_path):
