@@ -1142,7 +1142,8 @@ def test_the_libraries_speak_again_after_a_run(edit):
 # The demo
 
 
-def test_the_demo_writes_a_sheet_and_says_where(run, folder):
+def test_the_demo_writes_a_sheet_and_says_where(run, folder, monkeypatch):
+    monkeypatch.setattr(demo, "STEPS", 6)
     sheet = folder / "modular-diffdiff-demo.png"
     assert run("demo", "--out", folder).stdout == f"{sheet}\n"
     assert "exists" in the_line_of(run("demo", "--out", folder, code=2))

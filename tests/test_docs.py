@@ -1,11 +1,8 @@
-"""What people read: `pipe.doc`, `print(pipe.blocks)`, `diffusers-cli schema`."""
+"""What people read: `pipe.doc` and `print(pipe.blocks)`; `test_hub.py` has `diffusers-cli schema`."""
 
 import functools
 import inspect
-import json
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -149,21 +146,6 @@ def test_the_example_in_the_docs_runs(tiny, tmp_path, monkeypatch):
     names = {}
     exec(textwrap.dedent(lines), names)
     assert names["image"].size == (32, 32)
-
-
-def test_the_schema_command_tells_the_same(tmp_path):
-    command = [Path(sys.executable).with_name("diffusers-cli"), "--format", "json", "schema", "-m", str(PACKAGE)]
-    result = subprocess.run(
-        [*command, "--trust-remote-code"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-    )
-    schema = json.loads(result.stdout)
-    assert schema["pipeline_class"] == "SDXLDiffDiffAutoBlocks"
-    told = {entry["name"]: (entry["required"], entry["description"]) for entry in schema["inputs"]}
-    assert told == {param.name: (param.required, param.description) for param in SDXLDiffDiffAutoBlocks().inputs}
 
 
 @pytest.mark.parametrize("name", modular_diffdiff.__all__)

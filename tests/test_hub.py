@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from PIL import Image
 from typer.testing import CliRunner
 
-from modular_diffdiff import publishing
+from modular_diffdiff import SDXLDiffDiffAutoBlocks, publishing
 from modular_diffdiff.catalog import FAMILIES
 from modular_diffdiff.cli import app
 from modular_diffdiff.map_blocks import MAP_BLOCKS
@@ -50,6 +50,12 @@ def publish(hub, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def unchecked(monkeypatch):
+    """What is published is not loaded first, as others do with the same files."""
+    monkeypatch.setattr(publishing, "_check", lambda content, folder: "")
+
+
+@pytest.fixture
 def repository(hub):
     """The published repository; what a test does to it is undone."""
     before = hub.repositories[BLOCKS_REPO]
@@ -63,6 +69,7 @@ def repository(hub):
 # Publishing
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_it_is_one_commit_that_makes_the_repository_what_the_package_is(hub, publish, repository):
     expected = repository.commits[repository.branches["main"]]
     del hub.repositories[BLOCKS_REPO]
@@ -119,6 +126,7 @@ def test_card_and_node_name_the_repository_that_they_are_in(hub, publish):
     assert json.loads(files["mellon_pipeline_config.json"].read())["default_repo"] == "ada/my-edits"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_failed_upload_changes_nothing(hub, publish, repository, tmp_path):
     before = repository.commits[repository.branches["main"]]
     repository.commit(before | {"README.md": File(b"changed")})
@@ -219,18 +227,17 @@ def test_two_revisions_of_the_code_do_not_mix(hub, repository, tmp_path):
 
 
 def test_from_a_warm_cache_without_a_network(hub, tmp_path):
-    assert run_python(LOAD + SAY_WHAT, hub, tmp_path) == OURS
-    # upstream's loader cannot ask for the code's commit, and builds its own pipeline without a word
-    assert run_python(LOAD + SAY_WHAT, None, tmp_path) == PLAIN
     from_folder = f"""
     from diffusers import ModularPipeline
     from huggingface_hub import snapshot_download
     folder = snapshot_download("{BLOCKS_REPO}")
     pipe = ModularPipeline.from_pretrained(folder, trust_remote_code=True)
     """
-    assert run_python(from_folder + SAY_WHAT, hub, tmp_path) == OURS
+    both = LOAD + SAY_WHAT + from_folder + SAY_WHAT
+    assert run_python(both, hub, tmp_path) == OURS + OURS
     before = len(hub.requests)
-    assert run_python(from_folder + SAY_WHAT, None, tmp_path) == OURS
+    # upstream's loader cannot ask for the code's commit, and builds its own pipeline without a word
+    assert run_python(both, None, tmp_path) == PLAIN + OURS
     assert len(hub.requests) == before
 
 
@@ -238,6 +245,8 @@ def test_the_schema_from_the_hub_has_type_default_and_sentence_for_every_input(h
     command = ["diffusers-cli", "--format", "json", "schema", "--model", BLOCKS_REPO, "--trust-remote-code"]
     schema = json.loads(run_command(command, hub, tmp_path).stdout)
     assert schema["pipeline_class"] == "SDXLDiffDiffAutoBlocks"
+    told = {entry["name"]: (entry["required"], entry["description"]) for entry in schema["inputs"]}
+    assert told == {param.name: (param.required, param.description) for param in SDXLDiffDiffAutoBlocks().inputs}
     for entry in schema["inputs"]:
         assert entry["type_hint"] not in (None, "None"), entry
         assert entry["description"].endswith("."), entry
@@ -294,6 +303,7 @@ def test_a_familys_card_and_index_name_its_components(family_repos, name):
         assert (source["pretrained_model_name_or_path"], source["subfolder"]) == (family.model, component)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_family_is_published_and_another_is_not_laid_over_it(hub, publish):
     publish("ada/edits", "--family", "flux-kontext")
     files = hub.repositories["ada/edits"].commits[hub.repositories["ada/edits"].branches["main"]]

@@ -116,17 +116,32 @@ AUDITED = """
 """
 
 
+# What a block does that breaks every promise.
+BREACH = """
+    events.append(["breach", []])
+    module = sys.modules[type(pipe.blocks).__module__]
+    code = "import socket, subprocess; socket.socket().close(); open('written', 'w').close(); subprocess.run(['true'])"
+    exec(compile(code, module.__file__, "exec"))"""
 CHECKPOINTS = {"sdxl": CHECKPOINT, "z-image": FLOW_CHECKPOINT}
 
 
-def audited(tmp_path, more: str = "", family: str = "sdxl") -> list:
-    """What the published code of a family does, from its import to the end of a run with the embedded checkpoint."""
-    publishing.blocks_of(family).assemble(tmp_path / "repo")
-    picture(64, 64).save(tmp_path / "photo.png")
-    picture(64, 64, seed=1).convert("L").save(tmp_path / "map.png")
-    code = AUDITED.format(repo="repo", checkpoint=CHECKPOINTS[family], more=more)
-    run_python(code, None, tmp_path, PYTHONDONTWRITEBYTECODE="1")
-    return json.loads((tmp_path / "events.json").read_text())
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def audited(request, tmp_path_factory):
+    """A folder, and what the published code of a family does there.
+
+    Returns:
+        The folder; the events from the import of the code to the end of a run with the embedded checkpoint; and those
+        of a breach after it.
+    """
+    folder, family = tmp_path_factory.mktemp("audited"), request.param
+    publishing.blocks_of(family).assemble(folder / "repo")
+    picture(64, 64).save(folder / "photo.png")
+    picture(64, 64, seed=1).convert("L").save(folder / "map.png")
+    code = AUDITED.format(repo="repo", checkpoint=CHECKPOINTS[family], more=BREACH)
+    run_python(code, None, folder, PYTHONDONTWRITEBYTECODE="1")
+    events = json.loads((folder / "events.json").read_text())
+    end = events.index(["breach", []])
+    return folder, events[:end], events[end + 1 :]
 
 
 def is_reading(event: str, arguments: list[str]) -> bool:
@@ -135,27 +150,21 @@ def is_reading(event: str, arguments: list[str]) -> bool:
     return event == "open" and not set(arguments[1]) & set("wax+") and not int(arguments[2]) & write_flags
 
 
-@pytest.mark.parametrize("family", CHECKPOINTS)
-def test_a_run_opens_no_socket_starts_no_process_and_writes_no_file(tmp_path, family):
-    events = audited(tmp_path, family=family)
+def test_a_run_opens_no_socket_starts_no_process_and_writes_no_file(audited):
+    folder, events, _ = audited
     start = events.index(["run", []])
     assert start > 0, "the import of the code was not seen"
     looks = ("os.listdir", "os.scandir", "exec")  # Python's import of modules
     for event, arguments in events:
         assert event in ("run", *looks) or is_reading(event, arguments), (event, arguments)
-    python = {str(Path(folder).resolve()) for folder in (sys.prefix, sys.base_prefix, *filter(None, sys.path))}
-    read = {str(Path(tmp_path, arguments[0]).resolve()) for event, arguments in events if event == "open"}
-    strangers = {name for name in read if not any(name.startswith(folder) for folder in python)}
+    python = {str(Path(path).resolve()) for path in (sys.prefix, sys.base_prefix, *filter(None, sys.path))}
+    read = {str(Path(folder, arguments[0]).resolve()) for event, arguments in events if event == "open"}
+    strangers = {name for name in read if not any(name.startswith(path) for path in python)}
     remote_code = {name for name in strangers if "diffusers_modules" in name}
-    assert strangers - remote_code == {str(tmp_path / "map.png")}
+    assert strangers - remote_code == {str(folder / "map.png")}
 
 
-def test_the_hook_sees_what_it_is_there_for(tmp_path):
-    """The same run, with a block that breaks every promise."""
-    breach = """
-    module = sys.modules[type(pipe.blocks).__module__]
-    code = "import socket, subprocess; socket.socket().close(); open('written', 'w').close(); subprocess.run(['true'])"
-    exec(compile(code, module.__file__, "exec"))"""
-    seen = [(event, arguments) for event, arguments in audited(tmp_path, breach)]
+def test_the_hook_sees_what_it_is_there_for(audited):
+    _, _, seen = audited
     assert {"socket.__new__", "subprocess.Popen"} <= {event for event, _ in seen}
     assert [arguments for event, arguments in seen if event == "open" and not is_reading(event, arguments)]

@@ -155,10 +155,11 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_all_else(untrained):
     assert id(transformer.all_x_embedder["2-1"].weight) in by_adamw
 
 
+@pytest.mark.usefixtures("here")
 def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
     work, out = tmp_path / "work", tmp_path / "checkpoint"
     work.mkdir()
-    arguments = [str(work), "--scenes", "8", "--steps", "1", "--batch", "4", "--out", str(out), "--device", "cpu"]
+    arguments = [str(work), "--scenes", "4", "--steps", "1", "--batch", "2", "--out", str(out), "--device", "cpu"]
     train_flow.main(arguments)
     pipe = ZImagePipeline.from_pretrained(out, torch_dtype=torch.float32)
     assert pipe("an apple", height=SIZE, width=SIZE, num_inference_steps=1).images[0].size == (SIZE, SIZE)
@@ -174,10 +175,10 @@ def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
 @pytest.mark.parametrize("steps", [4, 10])
 def test_it_draws_what_the_prompt_says(pipe, judge, steps):
     """A sample; `make benchmark` takes all 240 combinations."""
-    scenes = [Scene.random(HELD_OUT + seed) for seed in range(20)]
+    scenes = [Scene.random(HELD_OUT + seed) for seed in range(10)]
     readings = judge.read(to_tensor(draw(pipe, scenes, steps)))
     for name in ("kind", "colour", "background"):
-        assert len(misread(scenes, readings, name)) <= 2, misread(scenes, readings, name)
+        assert len(misread(scenes, readings, name)) <= 1, misread(scenes, readings, name)
 
 
 def test_half_precision_draws_the_same_pictures(pipe):

@@ -125,10 +125,15 @@ def test_the_words_of_a_caption_are_one_token_each_and_any_text_can_be_written()
     )
 
 
+def test_what_other_processes_compute_comes_in_order():
+    assert list(train.in_parallel(str, 40)) == [str(seed) for seed in range(40)]
+
+
+@pytest.mark.usefixtures("here")
 def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
     steps = [f"--{stage}-steps=1" for stage in ("vae", "judge", "unet")]
     outputs = [f"--out={tmp_path / 'checkpoint'}", f"--judge-out={tmp_path / 'judge.safetensors'}"]
-    arguments = [str(tmp_path / "work"), "--scenes=8", "--unet-batch=4", *steps, *outputs]
+    arguments = [str(tmp_path / "work"), "--scenes=4", "--unet-batch=2", *steps, *outputs]
     train.main(arguments)
     pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "checkpoint", torch_dtype=torch.float32)
     assert pipe("an apple", num_inference_steps=1).images[0].size == (SIZE, SIZE)

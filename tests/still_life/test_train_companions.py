@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import ControlNetUnionModel, UNet2DConditionModel
 
@@ -90,10 +91,11 @@ def test_an_image_prompt_shares_what_the_caption_leaves_open():
     assert 0.5 < np.mean(same_kind) < 0.7
 
 
+@pytest.mark.usefixtures("here")
 def test_the_script_makes_companions_that_load_and_leaves_the_base_alone(tmp_path):
     base = {path: path.read_bytes() for path in Path(CHECKPOINT).rglob("*") if path.is_file()}
     steps = [f"--{stage}-steps=1" for stage in ("image-encoder", "controlnet", "union", "ip-adapter")]
-    arguments = [str(tmp_path / "work"), "--scenes=8", "--batch=4", *steps, f"--out={tmp_path / 'companions'}"]
+    arguments = [str(tmp_path / "work"), "--scenes=4", "--batch=2", *steps, f"--out={tmp_path / 'companions'}"]
     train_companions.main(arguments)
     assert ControlNetUnionModel.from_pretrained(tmp_path / "companions", subfolder="controlnet_union")
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
