@@ -117,7 +117,7 @@ def ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 def _map_model(option: str, given: dict[str, Any]) -> str:
     """The model that this option names; the embedded one by default, where it knows what is edited."""
     is_embedded = given.get("model", loading.EMBEDDED) in (loading.EMBEDDED, loading.EMBEDDED_FLOW)
-    default = loading.EMBEDDED if is_embedded and option in loading.MAP_MODELS else None
+    default = loading.EMBEDDED if is_embedded else None
     location = given.get(option.removeprefix("--").replace("-", "_"), default)
     if location is None:
         raise loading.UserError(f"{option} is needed: it names the model that makes the map.")

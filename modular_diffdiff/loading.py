@@ -21,13 +21,18 @@ from .still_life import (
     FLOW_GUIDANCE_SCALE,
     GUIDANCE_SCALE,
     IP_ADAPTER_NAME,
+    MASK_GENERATOR,
     TEXT_SEGMENTER,
 )
 
 
 EMBEDDED, EMBEDDED_UNION, EMBEDDED_FLOW = "still-life", "still-life-union", "still-life-flow"
 # What makes change maps of the embedded models' pictures, by the command line's option.
-MAP_MODELS = {"--segmenter": TEXT_SEGMENTER, "--depth-estimator": DEPTH_ESTIMATOR}
+MAP_MODELS = {
+    "--segmenter": TEXT_SEGMENTER,
+    "--mask-generator": MASK_GENERATOR,
+    "--depth-estimator": DEPTH_ESTIMATOR,
+}
 _MODEL_INDEXES = ("modular_model_index.json", "model_index.json")
 _HUB_TIMEOUT = 10  # seconds
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -102,7 +107,7 @@ def find_map_model(location: str, option: str) -> str:
     Args:
         option: The command line's: --segmenter, --mask-generator or --depth-estimator.
     """
-    if location == EMBEDDED and option in MAP_MODELS:
+    if location == EMBEDDED:
         return MAP_MODELS[option]
     return _find(location, option, ("config.json",))
 

@@ -178,7 +178,12 @@ Segmenter = Annotated[
     ),
 ]
 MaskGenerator = Annotated[
-    str | None, typer.Option(metavar="REPO_OR_DIR", help="A SAM for --point and --box, e.g. facebook/sam-vit-base.")
+    str | None,
+    typer.Option(
+        metavar="REPO_OR_DIR",
+        help="A SAM for --point and --box, e.g. facebook/sam-vit-base; by default the embedded one, which knows only "
+        "its own still lifes.",
+    ),
 ]
 DepthEstimator = Annotated[
     str | None,

@@ -233,6 +233,7 @@ def test_words_place_an_edit_of_the_embedded_model(run):
     ("arguments", "says"),
     [
         (("photo.png", "a pear", "--text", "a dog", "--model", "owner/name"), "--segmenter is needed: it names"),
+        (("photo.png", "a pear", "--point", "3,4", "--model", "owner/name"), "--mask-generator is needed: it names"),
         (("photo.png", "map.png", "a pear", "--depth-estimator", "a/b"), "--depth-estimator needs --depth"),
         (("photo.png", "a pear"), "Nothing says what may change: give MAP before PROMPT"),
         (("photo.png", "map.png", "a pear", "a lemon"), "'a lemon' is one argument too many"),

@@ -99,7 +99,7 @@ def test_the_checkpoint_is_published_with_its_companions(hub, publish):
         for repository in (expected, hub.repositories[CHECKPOINT_REPO])
     ]
     assert trees[0] == trees[1]
-    assert {"unet/config.json", "controlnet/config.json"} < trees[0].keys()
+    assert {"unet/config.json", "controlnet/config.json", "mask_generator/model.safetensors"} < trees[0].keys()
 
 
 def test_the_page_is_published_as_a_space_that_starts_and_edits(hub, publish):

@@ -14,6 +14,7 @@ from modular_diffdiff.blocks.diffdiff_map import load_maps
 from modular_diffdiff.blocks.diffdiff_shape import shape
 from modular_diffdiff.blocks.diffdiff_sources import keep_where_alike, linear_gradient, radial_gradient
 from modular_diffdiff.cli import app
+from modular_diffdiff.still_life.scene import Scene, masks, render
 
 from .helpers import picture
 
@@ -106,6 +107,22 @@ def test_the_preview_is_redder_the_more_may_change():
     assert inverted.height > HEIGHT  # the scale stands below
 
 
+def test_the_embedded_models_need_no_name():
+    """A click and a box find the one object of a still life, which is what is left to change."""
+    scene = Scene("apple", "red", "striped", light=0.3)
+    Image.fromarray(render(scene)).save("apple.png")
+    apple = masks(scene)["apple"] > 127
+    rows, columns = np.nonzero(apple)
+    click = f"{int(columns.mean())},{int(rows.mean())}"
+    box = f"{columns.min()},{rows.min()},{columns.max() + 1},{rows.max() + 1}"
+    for option, value in (("--point", click), ("--box", box), ("--text", "the apple")):
+        run("apple.png", option, value, "--out", "map.png", "--overwrite")
+        with Image.open("map.png") as image:
+            told, changes = json.loads(image.info["modular-diffdiff"]), load_maps(image)[0][0, 0].numpy() < 0.5
+        assert list(told["map_models"].values()) == ["still-life"]
+        assert (changes & apple).sum() > 0.9 * (changes | apple).sum()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -117,7 +134,7 @@ def test_the_preview_is_redder_the_more_may_change():
         (("--text", "a pear", "--segmenter", "."), "--segmenter '.' is a folder without a config.json"),
         (("--point", "3"), "--point is '3'; it takes 2 or 3 whole numbers"),
         (("--point", "3,4,5", "--mask-generator", "a/b"), "--point is [(3, 4, 5)]; it takes a list of points"),
-        (("--point", "3,4"), "--mask-generator is needed: it names the model"),
+        (("--point", "3,4", "--mask-generator", "missing"), "--mask-generator 'missing' is no folder"),
         (("--gradient", "0", "--segmenter", "a/b"), "--segmenter needs --text"),
         (("--box", "9,1,3,5", "--mask-generator", "a/b"), "--box is [(9, 1, 3, 5)]; it takes four whole numbers"),
         (("--depth", "0.5", "0.5"), "--depth is (0.5, 0.5); it takes two numbers in [0, 1] that differ"),

@@ -7,8 +7,9 @@ from pathlib import Path
 CHECKPOINT = str(Path(__file__).parent / "checkpoint")
 # Its ControlNets, image encoder and IP-Adapter, a subfolder each.
 COMPANIONS = str(Path(__file__).parent / "companions")
-# What makes change maps of its pictures: a CLIPSeg that knows its words, and a DPT, each with its processor.
+# What makes change maps of its pictures: a CLIPSeg that knows its words, a SAM, and a DPT, each with its processor.
 TEXT_SEGMENTER = str(Path(COMPANIONS) / "text_segmenter")
+MASK_GENERATOR = str(Path(COMPANIONS) / "mask_generator")
 DEPTH_ESTIMATOR = str(Path(COMPANIONS) / "depth_estimator")
 # A control image for its ControlNets, so that nobody needs an edge detector: `controls.outline` of a blue bottle.
 EDGES = str(Path(__file__).parent / "bottle_edges.png")

@@ -34,8 +34,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
     DPTConfig,
     DPTForDepthEstimation,
+    SamConfig,
+    SamModel,
+    SamProcessor,
 )
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from .controls import CONTROL_TYPES
@@ -275,6 +279,38 @@ def build_text_segmenter(tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentatio
 
 def build_text_segmenter_processor(tokenizer: CLIPTokenizer) -> CLIPSegProcessor:
     return CLIPSegProcessor(ViTImageProcessorPil(size={"height": 256, "width": 256}, **_PIXELS), tokenizer)
+
+
+def build_mask_generator() -> SamModel:
+    """SAM (Kirillov et al., arXiv 2304.02643), on 16 x 16 patches of 256 x 256 pixels; its masks have 64 x 64.
+
+    It is trained and used with `multimask_output=False`; the three masks of `multimask_output=True` stay untrained.
+    """
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 96,
+            "output_channels": 64,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "mlp_dim": 192,
+            "image_size": 256,
+            "patch_size": 16,
+            "num_pos_feats": 32,
+            "use_rel_pos": False,
+            "window_size": 0,
+        },
+        prompt_encoder_config={"hidden_size": 64, "image_size": 256, "patch_size": 16, "mask_input_channels": 4},
+        mask_decoder_config={"hidden_size": 64, "mlp_dim": 128, "num_attention_heads": 4, "iou_head_hidden_dim": 64},
+    )
+    model = SamModel(config)
+    # upstream draws the frequencies of places with a deviation of half the encoder's width: too fine to learn from
+    nn.init.normal_(model.shared_image_embedding.positional_embedding.requires_grad_(False))
+    return model
+
+
+def build_mask_generator_processor() -> SamProcessor:
+    side = {"height": 256, "width": 256}
+    return SamProcessor(SamImageProcessorPil(size={"longest_edge": 256}, pad_size=side, **_PIXELS))
 
 
 def build_depth_estimator() -> DPTForDepthEstimation:

@@ -1,4 +1,4 @@
-"""Trains what change maps of still lifes are made with: a text segmenter and a depth estimator.
+"""Trains what change maps of still lifes are made with: a text segmenter, a mask generator and a depth estimator.
 
     python -m modular_diffdiff.still_life.train_sources WORK_DIR
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPSegForImageSegmentation, CLIPTokenizer, DPTForDepthEstimation
+from transformers import CLIPSegForImageSegmentation, CLIPTokenizer, DPTForDepthEstimation, SamModel
 
 from . import COMPANIONS
 from .models import (
     build_depth_estimator,
     build_depth_estimator_processor,
+    build_mask_generator,
+    build_mask_generator_processor,
     build_text_segmenter,
     build_text_segmenter_processor,
     build_tokenizer,
@@ -40,6 +43,12 @@ FAR = 0.2
 NAMING = 0.2
 # So often a colour stands with the kind, and alone.
 BOTH, COLOUR_ALONE = 0.4, 0.2
+# The mask generator is asked for so many things in each picture, and this often for the background.
+PROMPTS, BEHIND = 4, 0.15
+# This often by a box, whose edges are off by up to this share of its sides, or else by up to so many points.
+BOXES, OFF, POINTS = 0.4, 0.05, 3
+# How much the Dice loss of its masks counts.
+DICE = 0.25
 
 
 def scene_of(seed: int) -> Scene:
@@ -121,17 +130,33 @@ def names_of(scenes: list[Scene], objects: torch.Tensor, patch: int) -> tuple[to
     return tuple(table.gather(1, shown).to(objects.device) for table in (kinds, colours))
 
 
+def build_naming(features: int) -> nn.Linear:
+    """Names what patches show. It is only trained along: a model that learns what it sees learns masks sooner."""
+    return nn.Linear(features, len(KINDS) + len(COLOURS) + 2)
+
+
+def misnamed(said: torch.Tensor, scenes: list[Scene], objects: torch.Tensor) -> torch.Tensor:
+    """How wrong the naming is: the cross entropy of kinds and colours.
+
+    Args:
+        said: (B, patches, names), for square patches that fill the picture.
+        objects: (B, 2, H, W) in [0, 1], as `names_of` takes them.
+    """
+    patch = objects.shape[-1] // math.isqrt(said.shape[1])
+    kinds, colours = said.float().mT.split([len(KINDS) + 1, len(COLOURS) + 1], 1)
+    true_kinds, true_colours = names_of(scenes, objects, patch)
+    return F.cross_entropy(kinds, true_kinds) + F.cross_entropy(colours, true_colours)
+
+
 def train_text_segmenter(
     seen: torch.Tensor, tokenizer: CLIPTokenizer, work: Path, cycles: list[int], batch: int
 ) -> CLIPSegForImageSegmentation:
-    """Trains it, where `seen` is, in cycles of so many steps, each at half of the learning rate of the one before."""
+    """Trains it, where `seen` is, in cycles of so many steps."""
     torch.manual_seed(0)
     model = build_text_segmenter(tokenizer).to(seen.device)
     model.set_attn_implementation("eager")  # its backward pass is the fastest on a CPU
     scenes = [scene_of(seed) for seed in range(len(seen))]
-    vision = model.config.vision_config
-    # only while it is trained: what patches show is learned sooner from their names than from sentences
-    naming = nn.Linear(vision.hidden_size, len(KINDS) + len(COLOURS) + 2).to(seen.device)
+    naming = build_naming(model.config.vision_config.hidden_size).to(seen.device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         seeds, pixels, truth = draw(seen, batch, generator)
@@ -140,21 +165,99 @@ def train_text_segmenter(
         wanted = torch.stack([wanted_of(here[:2], named) for here, (_, named) in zip(truth, asked, strict=True)])
         tokens = tokenizer([words for words, _ in asked], padding=True, return_tensors="pt").to(seen.device)
         logits, states = segment(model, pixels, tokens)
-        kinds, colours = naming(states[:, 1:]).float().mT.split([len(KINDS) + 1, len(COLOURS) + 1], 1)
-        wrong = [
-            F.cross_entropy(said, truly)
-            for said, truly in zip(
-                (kinds, colours),
-                names_of([scenes[seed] for seed in seeds], truth[:, :2], vision.patch_size),
-                strict=True,
-            )
-        ]
-        return F.binary_cross_entropy_with_logits(logits.float(), wanted) + NAMING * sum(wrong)
+        wrong = misnamed(naming(states[:, 1:]), [scenes[seed] for seed in seeds], truth[:, :2])
+        return F.binary_cross_entropy_with_logits(logits.float(), wanted) + NAMING * wrong
 
-    for cycle, steps in enumerate(cycles):
-        rate = learning_rate(batch) / 2**cycle
-        modules = nn.ModuleDict({"model": model, "naming": naming})
-        fit(f"text_segmenter-{cycle}", modules, loss, steps, rate, work, ema_decay=0.995)
+    in_cycles("text_segmenter", nn.ModuleDict({"model": model, "naming": naming}), loss, cycles, batch, work)
+    return model.eval()
+
+
+def things(objects: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """(B, PROMPTS, H, W) in [0, 1]: for each prompt one of a scene's objects (B, 2, H, W), or its background."""
+    wanted = []
+    for pair in objects:
+        shown = pair[pair.flatten(1).amax(1) > 0]
+        for _ in range(PROMPTS):
+            wanted.append(1 - shown.amax(0) if rng.random() < BEHIND else shown[rng.integers(len(shown))])
+    return torch.stack(wanted).unflatten(0, (-1, PROMPTS))
+
+
+def points_on(thing: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, 2): x and y of pixels drawn from a mask (H, W) of booleans."""
+    rows, columns = np.nonzero(thing)
+    drawn = rng.integers(len(rows), size=count)
+    return np.stack([columns[drawn], rows[drawn]], 1)
+
+
+def box_of(thing: np.ndarray) -> np.ndarray:
+    """Left, top, right and bottom of the smallest box around a mask (H, W) of booleans."""
+    rows, columns = np.nonzero(thing)
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
+def point_at(wanted: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Points for each of the things (B, P, H, W): some on it, as many for all of them, and none or one beside it."""
+    on, beside = rng.integers(1, POINTS + 1), rng.integers(2)
+    points = [np.concatenate([points_on(thing, on, rng), points_on(~thing, beside, rng)]) for thing in _masks(wanted)]
+    labels = torch.tensor([1] * on + [0] * beside, device=wanted.device)
+    return {"input_points": _prompts(points, wanted), "input_labels": labels.expand(*wanted.shape[:2], -1)}
+
+
+def box_in(wanted: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """A box for each of the things (B, P, H, W), drawn by an unsteady hand."""
+    height, width = wanted.shape[2:]
+    boxes = []
+    for thing in _masks(wanted):
+        box = box_of(thing)
+        box = box + rng.uniform(-OFF, OFF, 4) * np.tile(box[2:] - box[:2], 2)
+        boxes.append(box.clip(0, [width, height] * 2))
+    return {"input_boxes": _prompts(boxes, wanted)}
+
+
+def _masks(wanted: torch.Tensor) -> np.ndarray:
+    return wanted.flatten(0, 1).cpu().numpy() > 0.5
+
+
+def _prompts(values: list[np.ndarray], wanted: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.stack(values)).float().to(wanted.device).unflatten(0, wanted.shape[:2])
+
+
+def mismasked(logits: torch.Tensor, judged: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """How wrong masks are: their cross entropy, their Dice loss, and how far off the IoU is that they are judged by.
+
+    Args:
+        logits: (B, P, H, W)
+        judged: (B, P), the model's guesses of the masks' IoU.
+        wanted: (B, P, H, W) in [0, 1]
+    """
+    found, sides = logits.sigmoid(), (2, 3)
+    both, all_of_them = (found * wanted).sum(sides), (found + wanted).sum(sides)
+    overlap = (both / (all_of_them - both)).detach()
+    wrong = F.binary_cross_entropy_with_logits(logits, wanted) + (judged - overlap).square().mean()
+    return wrong + DICE * (1 - 2 * both / all_of_them).mean()
+
+
+def train_mask_generator(seen: torch.Tensor, work: Path, cycles: list[int], batch: int) -> SamModel:
+    """The same for the mask generator, with `multimask_output=False`: one mask for each prompt, and its IoU."""
+    torch.manual_seed(0)
+    model = build_mask_generator().to(seen.device)
+    model.set_attn_implementation("eager")
+    scenes = [scene_of(seed) for seed in range(len(seen))]
+    naming = build_naming(model.config.vision_config.output_channels).to(seen.device)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        seeds, pixels, truth = draw(seen, batch // 2, generator)  # prompts cost too
+        rng = draw_rng(generator)
+        wanted = things(truth[:, :2], rng)
+        prompts = box_in(wanted, rng) if rng.random() < BOXES else point_at(wanted, rng)
+        features = model.vision_encoder(pixels).last_hidden_state
+        said = model(image_embeddings=features, **prompts, multimask_output=False)
+        logits = said.pred_masks[:, :, 0].float()
+        wanted = F.interpolate(wanted, logits.shape[-2:], mode="area")
+        wrong = misnamed(naming(features.flatten(2).mT), [scenes[seed] for seed in seeds], truth[:, :2])
+        return mismasked(logits, said.iou_scores[:, :, 0].float(), wanted) + NAMING * wrong
+
+    in_cycles("mask_generator", nn.ModuleDict({"model": model, "naming": naming}), loss, cycles, batch, work)
     return model.eval()
 
 
@@ -171,10 +274,21 @@ def train_depth_estimator(seen: torch.Tensor, work: Path, cycles: list[int], bat
         steps_off = [(found.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (1, 2)]
         return (found - wanted).abs().mean() + sum(steps_off)
 
-    for cycle, steps in enumerate(cycles):
-        rate = learning_rate(batch) / 2**cycle
-        fit(f"depth_estimator-{cycle}", nn.ModuleDict({"model": model}), loss, steps, rate, work, ema_decay=0.995)
+    in_cycles("depth_estimator", nn.ModuleDict({"model": model}), loss, cycles, batch, work)
     return model.eval()
+
+
+def in_cycles(
+    name: str,
+    modules: nn.ModuleDict,
+    loss: Callable[[torch.Generator], torch.Tensor],
+    cycles: list[int],
+    batch: int,
+    work: Path,
+) -> None:
+    """Minimises a loss in cycles of so many steps, each at half of the learning rate of the one before."""
+    for cycle, steps in enumerate(cycles):
+        fit(f"{name}-{cycle}", modules, loss, steps, learning_rate(batch) / 2**cycle, work, ema_decay=0.995)
 
 
 def learning_rate(batch: int) -> float:
@@ -191,6 +305,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=4_000)
     parser.add_argument("--segmenter-steps", type=int, nargs="+", default=[1_400, 1_000, 700], help="of each cycle")
+    parser.add_argument("--mask-steps", type=int, nargs="+", default=[1_400, 900], help="likewise")
     parser.add_argument("--depth-steps", type=int, nargs="+", default=[600, 500], help="likewise")
     parser.add_argument("--batch", type=int, default=24)
     return parser.parse_args(arguments)
@@ -207,6 +322,9 @@ def main(arguments: list[str] | None = None) -> None:
     segmenter = train_text_segmenter(seen, tokenizer, work, options.segmenter_steps, batch)
     segmenter.half().save_pretrained(out / "text_segmenter")
     build_text_segmenter_processor(tokenizer).save_pretrained(out / "text_segmenter")
+    generator = train_mask_generator(seen, work, options.mask_steps, batch)
+    generator.half().save_pretrained(out / "mask_generator")
+    build_mask_generator_processor().save_pretrained(out / "mask_generator")
     estimator = train_depth_estimator(seen, work, options.depth_steps, batch)
     estimator.half().save_pretrained(out / "depth_estimator")
     build_depth_estimator_processor().save_pretrained(out / "depth_estimator")

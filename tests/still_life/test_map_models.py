@@ -1,4 +1,4 @@
-"""The embedded segmenter and depth estimator: what they see, and an edit that words alone have placed.
+"""The embedded segmenter, mask generator and depth estimator: what they see, and an edit that words alone have placed.
 
 Small samples of what `make benchmark` measures.
 """
@@ -6,18 +6,20 @@ Small samples of what `make benchmark` measures.
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from diffusers import ClassifierFreeGuidance
 from PIL import Image
 from scipy import ndimage
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, CLIPSegForImageSegmentation, CLIPSegProcessor
 
-from benchmarks.sources import find, overlap
+from benchmarks.sources import each_overlap, find, objects_of, overlap, pick
 from benchmarks.still_life import HELD_OUT
 from modular_diffdiff import DiffDiffMapDepthStep, SDXLDiffDiffBlocks, still_life
 from modular_diffdiff.still_life.judge import load_judge, to_tensor
 from modular_diffdiff.still_life.scene import Scene, depth, masks, render
 from modular_diffdiff.still_life.train import PAIRS
+from modular_diffdiff.still_life.train_sources import box_of
 
 
 APPLES = [replace(Scene.random(HELD_OUT + k), kind="apple") for k in range(25)]
@@ -28,6 +30,38 @@ def test_words_find_what_they_name():
     for phrase, named in (("the {0.kind}", "kind"), ("the {0.colour} object", "colour")):
         wanted = np.stack([masks(scene)[getattr(scene, named)] for scene in scenes]) > 127
         assert overlap(find(scenes, [phrase.format(scene) for scene in scenes]), wanted) > 0.9
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Ten scenes of two objects, and the masks of both."""
+    scenes = [Scene.random(HELD_OUT + k, pairs=1.0) for k in range(10)]
+    return scenes, [objects_of(scene) for scene in scenes]
+
+
+def middle_of(thing: np.ndarray) -> tuple[int, int]:
+    """The pixel that is farthest from the edge."""
+    y, x = np.unravel_index(ndimage.distance_transform_edt(thing).argmax(), thing.shape)
+    return int(x), int(y)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["left", "right"])
+def test_a_click_or_a_box_picks_one_of_two_objects(pairs, which):
+    scenes, objects = pairs
+    wanted = [shown[which] for shown in objects]
+    clicks = [{"map_points": [middle_of(thing)]} for thing in wanted]
+    boxes = [{"map_boxes": [box_of(thing).tolist()]} for thing in wanted]
+    for prompts in (clicks, boxes):
+        assert each_overlap(pick(scenes, prompts), wanted).mean() > 0.9
+
+
+def test_several_objects_change_at_once(pairs):
+    scenes, objects = pairs
+    both = [first | second for first, second in objects]
+    clicks = [{"map_points": [[middle_of(thing)] for thing in shown]} for shown in objects]
+    boxes = [{"map_boxes": [box_of(thing).tolist() for thing in shown]} for shown in objects]
+    for prompts in (clicks, boxes):
+        assert each_overlap(pick(scenes, prompts), both).mean() > 0.9
 
 
 def test_depth_is_the_rendered_one_but_for_its_scale():

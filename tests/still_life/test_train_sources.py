@@ -1,9 +1,15 @@
-"""How the segmenter and the depth estimator of the still lifes are trained."""
+"""How the segmenter, the mask generator and the depth estimator of the still lifes are trained."""
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForDepthEstimation, CLIPSegForImageSegmentation, CLIPSegProcessor
+from transformers import (
+    AutoModelForDepthEstimation,
+    AutoModelForMaskGeneration,
+    AutoProcessor,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+)
 
 from modular_diffdiff.still_life import train_sources
 from modular_diffdiff.still_life.models import build_text_segmenter, build_tokenizer
@@ -65,6 +71,69 @@ def test_patches_are_named_by_what_they_show_most_of():
                     assert label[row, column] == expected
 
 
+@pytest.fixture(scope="module")
+def objects():
+    """(B, 2, 64, 64): where the objects of some scenes are; half of these show two."""
+    seen = torch.from_numpy(np.stack([train_sources.see(seed, 64) for seed in range(8)])).permute(0, 3, 1, 2) / 255
+    return seen[:, 3:5]
+
+
+def test_things_are_objects_of_their_scene_or_its_background(objects):
+    rng, counts = np.random.default_rng(0), np.zeros(3, int)
+    for _ in range(20):
+        for pair, prompts in zip(objects, train_sources.things(objects, rng), strict=True):
+            assert len(prompts) == train_sources.PROMPTS
+            for thing in prompts:
+                named = [torch.equal(thing, wanted) for wanted in (*pair, 1 - pair.amax(0))]
+                assert sum(named) == 1
+                assert thing.max() > 0
+                counts += named
+    assert counts[2] / counts.sum() == pytest.approx(train_sources.BEHIND, abs=0.05)
+    assert counts.min() > 0
+
+
+def test_points_lie_on_the_thing_or_beside_it(objects):
+    rng, asked = np.random.default_rng(0), set()
+    for _ in range(20):
+        wanted = train_sources.things(objects, rng)
+        prompt = train_sources.point_at(wanted, rng)
+        points, labels = prompt["input_points"], prompt["input_labels"]
+        assert points.shape == (*labels.shape, 2)
+        for things, *asked_here in zip(wanted.flatten(0, 1), points.flatten(0, 1), labels.flatten(0, 1), strict=True):
+            for (x, y), label in zip(*asked_here, strict=True):
+                assert bool(things[int(y), int(x)] > 0.5) == bool(label)
+        asked.add((int((labels[0, 0] == 1).sum()), int((labels[0, 0] == 0).sum())))
+    assert asked == {(on, beside) for on in range(1, train_sources.POINTS + 1) for beside in (0, 1)}
+
+
+def test_boxes_are_off_by_no_more_than_their_share_of_a_side(objects):
+    rng, furthest = np.random.default_rng(0), 0.0
+    for _ in range(20):
+        wanted = train_sources.things(objects, rng)
+        boxes = train_sources.box_in(wanted, rng)["input_boxes"]
+        assert boxes.shape == (*wanted.shape[:2], 4)
+        for thing, box in zip(wanted.flatten(0, 1), boxes.flatten(0, 1), strict=True):
+            inside = [(x, y) for y in range(64) for x in range(64) if thing[y, x] > 0.5]
+            first, last = np.min(inside, 0), np.max(inside, 0) + 1
+            off = (box.numpy() - [*first, *last]) / np.tile(last - first, 2)
+            assert 0 <= box.min() <= box.max() <= 64
+            furthest = max(furthest, abs(off).max())
+    assert 0.9 * train_sources.OFF < furthest <= train_sources.OFF + 1e-6
+
+
+def test_masks_are_wrong_by_cross_entropy_dice_loss_and_misjudged_overlap():
+    torch.manual_seed(0)
+    logits, wanted, judged = torch.randn(2, 3, 8, 8), (torch.rand(2, 3, 8, 8) > 0.5).float(), torch.rand(2, 3)
+    losses = []
+    for said, true, guess in zip(logits.flatten(0, 1), wanted.flatten(0, 1), judged.flatten(), strict=True):
+        found = 1 / (1 + (-said).exp())
+        entropy = -(true * found.log() + (1 - true) * (1 - found).log()).mean()
+        dice = 1 - 2 * (found * true).sum() / (found.sum() + true.sum())
+        overlap = (found * true).sum() / (found + true - found * true).sum()
+        losses.append(entropy + train_sources.DICE * dice + (guess - overlap) ** 2)
+    torch.testing.assert_close(train_sources.mismasked(logits, judged, wanted), torch.stack(losses).mean())
+
+
 def test_training_sees_what_upstreams_forward_gives():
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -79,12 +148,14 @@ def test_training_sees_what_upstreams_forward_gives():
 
 @pytest.mark.usefixtures("here")
 def test_the_script_makes_models_that_load(tmp_path):
-    arguments = [str(tmp_path / "work"), "--scenes=4", "--segmenter-steps=1", "--depth-steps=1", "--batch=2"]
-    arguments += [f"--out={tmp_path / 'out'}"]
+    steps = ["--segmenter-steps=1", "--mask-steps=1", "--depth-steps=1"]
+    arguments = [str(tmp_path / "work"), "--scenes=4", "--batch=2", *steps, f"--out={tmp_path / 'out'}"]
     train_sources.main(arguments)
     for kind, name in (
         (CLIPSegForImageSegmentation, "text_segmenter"),
         (CLIPSegProcessor, "text_segmenter"),
+        (AutoModelForMaskGeneration, "mask_generator"),
+        (AutoProcessor, "mask_generator"),
         (AutoModelForDepthEstimation, "depth_estimator"),
     ):
         assert kind.from_pretrained(tmp_path / "out" / name)
