@@ -29,6 +29,7 @@ pages: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/python docs/words.py
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(COMMUNITY)

@@ -9,8 +9,10 @@ from conftest import PARSERS
 from PIL import Image
 from sybil import Document
 
+from benchmarks import exactness
 from modular_diffdiff import demo, editing, loading
-from modular_diffdiff.publishing import PACKAGE
+from modular_diffdiff.blocks.diffdiff_preview import draw_preview
+from modular_diffdiff.catalog import PACKAGE
 from modular_diffdiff.still_life import GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import Scene, render
 
@@ -27,6 +29,29 @@ def polarity() -> Image.Image:
     [[result]] = demo.run_rows(pipe, [demo.Row("", scene, [edit], seed=4)])
     original, shown = Image.fromarray(render(scene)), demo.shown_map([edit])
     return demo.draw_sheet([("", [(original, "original"), (shown, "change map"), (result, edit.caption)])])
+
+
+def proof() -> Image.Image:
+    """One edit of 4 steps by the paper's algorithm and by ours: the left half is to be kept."""
+    original, tiles = Image.fromarray(render(exactness.SCENE)), []
+    for restore, caption in ((False, "the paper's algorithm"), (True, "modular-diffdiff")):
+        state = exactness.run(exactness.make_pipeline(restore), demo.keep_left(1 / 2), steps=4, count=1)
+        tiles.append((state.images[0], caption))
+    shown = demo.shown_map([demo.Edit("", "", demo.keep_left(1 / 2))])
+    first = [(original, "original"), (shown, "change map")]
+    return demo.draw_sheet([("“a green pear”, in 4 steps", [*first, *tiles])])
+
+
+def words() -> Image.Image:
+    """An original, what words name in it, and two edits."""
+    row = demo.row_of_two()
+    pipe = loading.load_pipeline(loading.Model(loading.EMBEDDED, "cpu", "float32"), GUIDANCE_SCALE)
+    [results] = demo.run_rows(pipe, [row])
+    original = Image.fromarray(render(row.scene))
+    preview = draw_preview(original, 1 - row.edits[0].change_map).crop((0, 0, *original.size))
+    tiles = [(original, "original"), (preview, "--text “the cup”")]
+    tiles += [(result, edit.caption) for edit, result in zip(row.edits[1:], results[1:], strict=True)]
+    return demo.draw_sheet([("", tiles)])
 
 
 def repeated() -> Image.Image:
@@ -68,6 +93,8 @@ def run_page(name: str, pictures: Path) -> None:
 def main() -> None:
     with editing.quiet_libraries():
         demo.make_sheet().save(CARD / "demo.png", optimize=True)
+        proof().save(CARD / "proof.png", optimize=True)
+        words().save(FOLDER / "words.png", optimize=True)
         polarity().save(CARD / "polarity.png", optimize=True)
         repeated().save(FOLDER / "repeated.png", optimize=True)
     run_page("tutorial", FOLDER / "tutorial")

@@ -97,7 +97,7 @@ def ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """What the options of a command ask of a map, pictures aside: the blocks' inputs, and the models for some of them.
 
     Args:
-        params: The command's, by their names here; what is None is not asked for.
+        params: The command's, by their names here; None means not asked for.
     """
     given = {key: value for key, value in params.items() if value not in (None, (), []) and value is not False}
     _is_used("--text", given.get("text"), {"--threshold": params["threshold"], "--segmenter": params["segmenter"]})

@@ -91,7 +91,7 @@ def recognize(location: str) -> str:
     Raises:
         UnknownFamilyError: If it is of none of them.
         OSError: If it has no index, or cannot be reached.
-        ValueError: If its index is no JSON object.
+        ValueError: If its index is not a JSON object.
     """
     from diffusers import DiffusionPipeline, ModularPipeline
 

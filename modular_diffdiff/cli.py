@@ -100,7 +100,7 @@ def _options(
 
 
 def _printable(text: Any) -> str:
-    """A text with a mark in place of what is no UTF-8, as file names can be."""
+    """A text with a mark in place of what is not UTF-8, as file names can be."""
     return str(text).encode(errors="replace").decode()
 
 
@@ -491,7 +491,9 @@ def publish(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to, owner/name; without a dot in it.")],
     family: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"Whose blocks: one of {', '.join(catalog.FAMILIES)}; sdxl by default."),
+        typer.Option(
+            metavar="NAME", help=f"Model family to publish: one of {', '.join(catalog.FAMILIES)}; sdxl by default."
+        ),
     ] = None,
     checkpoint: Annotated[
         bool,
@@ -511,7 +513,7 @@ def publish(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a repository that only its owner sees.")] = False,
     revision: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="The branch to commit to; made where there is none.")
+        str | None, typer.Option(metavar="BRANCH", help="The branch to commit to; created if it does not exist.")
     ] = None,
 ) -> None:
     """Publish the blocks of a model family, or the page, as a repository on the Hugging Face Hub.

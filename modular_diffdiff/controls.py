@@ -22,7 +22,7 @@ class Controls:
     Attributes:
         params: Those that hold one parameter of `edit`, by its name.
         depth: Those of its pairs, as `levels` and `limits`; `by_depth` says whether it counts.
-        prompt: What the changed regions show, which is no option.
+        prompt: What the changed regions show, an argument of `edit`.
     """
 
     def __init__(self, steered_by: list[str]):

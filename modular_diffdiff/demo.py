@@ -93,7 +93,7 @@ def map_of_words(scene: Scene, words: str) -> np.ndarray:
 
 
 def row_of_two() -> Row:
-    scene = Scene("apple", "red", "tabletop", light=0.3, seed=1, beside=Item("cup", "blue"))
+    scene = Scene("apple", "red", "tabletop", (0.28, 0.56), light=0.3, seed=1, beside=Item("cup", "blue"))
     others = Item("apple", "green"), Item("lemon", "yellow"), Item("pear", "purple")
     change_map = map_of_words(scene, "the cup")
     edits = [Edit(f"“{o.colour} {o.kind}”", replace(scene, beside=o).caption, change_map) for o in others]

@@ -187,7 +187,7 @@ def check_outputs(paths: list[Path], overwrite: bool) -> None:
     """Refuses what cannot be written.
 
     Raises:
-        UserError: If a path is no .png file, its folder cannot be written to, or it exists and `overwrite` is off.
+        UserError: If a path does not end in .png, its folder cannot be written to, or it exists and `overwrite` is off.
     """
     for path in paths:
         target = Path(os.path.realpath(path))  # a link is written through
@@ -198,7 +198,7 @@ def check_outputs(paths: list[Path], overwrite: bool) -> None:
         if path.suffix.lower() != ".png" or exists != is_file:
             raise UserError(f"--out takes the path of a .png file, not {str(path)!r}.")
         if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
-            raise UserError(f"--out {str(path)!r}: {str(target.parent)!r} is no folder that can be written to.")
+            raise UserError(f"--out {str(path)!r}: {str(target.parent)!r} is not a folder that can be written to.")
         if exists and not overwrite:
             raise _taken(path)
 
@@ -282,7 +282,7 @@ def _print_warning(message: str) -> None:
 def quiet_libraries(warn: Callable[[str], Any] = _print_warning) -> Iterator[None]:
     """Leaves of the libraries' output the denoising bar and the Hub's downloads, and of warnings ours.
 
-    Diffusers logs the traceback of every error that a block raises; here, who raises it tells it.
+    Diffusers logs the traceback of every error that a block raises; here, whoever raises it reports it.
     """
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
@@ -477,7 +477,7 @@ def inputs_of(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int)
 
 
 def describe_picture(picture: Picture) -> dict[str, str]:
-    """What tells a picture from others, as JSON takes it."""
+    """What identifies a picture, as JSON takes it."""
     return {"name": picture.name, "sha256": picture.sha256}
 
 

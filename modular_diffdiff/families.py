@@ -1,4 +1,4 @@
-"""The model families, a class each: upstream's automatic blocks under a change map. Entry module of their Hub repos."""
+"""The model families, one class for each: upstream's automatic blocks under a change map. They are an entry module."""
 
 from .blocks.diffdiff_versions import NEEDED
 

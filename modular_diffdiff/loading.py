@@ -133,7 +133,7 @@ def _find(location: str, option: str, indexes: tuple[str, ...]) -> str:
         if not any(Path(location, index).is_file() for index in indexes):
             raise UserError(f"{option} {location!r} is a folder without a {indexes[-1]}.")
     elif Path(location).exists() or not _HUB_NAME.fullmatch(location):
-        raise UserError(f"{option} {location!r} is no folder, and no repository's name on the Hub (owner/name).")
+        raise UserError(f"{option} {location!r} is neither a folder nor a repository's name on the Hub (owner/name).")
     return location
 
 
@@ -148,7 +148,7 @@ def find_ip_adapter(location: str) -> WeightsFile:
     found = _find_file(location)
     if found is None:
         raise UserError(
-            f"--ip-adapter {location!r} is no file, and no file's name on the Hub (owner/name/folder/file)."
+            f"--ip-adapter {location!r} is neither a file nor a file's name on the Hub (owner/name/folder/file)."
         )
     if Path(location).is_file() and not Path(found.source, image_encoder_folder(found)).is_dir():
         raise UserError(f"--ip-adapter {location!r} has no folder image_encoder beside it.")
@@ -173,7 +173,7 @@ def find_lora(location: str) -> WeightsFile:
         return WeightsFile(location, "", None)
     if found is None:
         raise UserError(
-            f"--lora {location!r} is no file or folder, and no name on the Hub (owner/name, or a file in it)."
+            f"--lora {location!r} is neither a file or folder nor a name on the Hub (owner/name, or a file in it)."
         )
     return found
 
@@ -217,11 +217,11 @@ def check_names(model: Model) -> None:
 
 
 def find_family(model: Model) -> Model:
-    """The same with the family that the checkpoint's index tells.
+    """The same with the family that the checkpoint's index names.
 
     Raises:
-        UserError: If there is no such checkpoint, it is of no family that is known, or its family takes nothing of what
-            shall steer it.
+        UserError: If there is no such checkpoint, its family is unknown, or its family does not take what
+            steers it.
         OSError: If it would have to come from the Hub, and that cannot be reached.
     """
     location = find_model(model.model)
@@ -234,7 +234,7 @@ def find_family(model: Model) -> Model:
         ("--ip-adapter", model.ip_adapter, "ip_adapter_image"),
     ):
         if location is not None and name not in taken:
-            raise UserError(f"{option} {location!r}: there is none for {model.title}.")
+            raise UserError(f"{option} {location!r}: {model.title} takes none.")
     return model
 
 

@@ -42,7 +42,7 @@ class Content:
         assemble: Writes its files into a folder.
         check: Python that a fresh process runs beside them; it prints a line, or fails.
         own: Patterns of the files that it, or an earlier version of it, consists of.
-        mark: The file that tells it from other repos of ours.
+        mark: The file that distinguishes it from our other repos.
         marks: Words that this file holds.
         kind: The Hub's type of repo.
     """
@@ -60,7 +60,7 @@ _CHECK_BLOCKS = """
 from diffusers import ModularPipeline
 pipe = ModularPipeline.from_pretrained(".", trust_remote_code=True)
 name, module = type(pipe.blocks).__name__, type(pipe.blocks).__module__
-# a failed load builds upstream's pipeline without a word
+# a failed load silently builds upstream's pipeline
 assert (name, module.split(".")[0]) == ("{blocks}", "diffusers_modules"), f"loads as {{module}}.{{name}}"
 assert "TODO" not in pipe.doc, "inputs without a sentence"
 inputs, workflows = pipe.blocks.inputs, pipe.blocks.available_workflows
@@ -242,19 +242,19 @@ def _assemble_space(name: str | None, folder: Path) -> None:
 
 
 def check_repo_id(repo_id: str, holds_code: bool) -> None:
-    """Refuses names that are none, and those that upstream's loader makes no module of.
+    """Refuses what cannot be a repository's name, and names that upstream's loader cannot import code from.
 
     Raises:
-        UserError: If `repo_id` is no "owner/name" of letters, digits, "-" and "_" (and "." where there is no code).
+        UserError: If `repo_id` is not "owner/name" in letters, digits, "-" and "_" (and "." for repos without code).
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"REPO_ID {repo_id!r} is no repository's name on the Hub: {error}") from error
+        raise UserError(f"REPO_ID {repo_id!r} cannot be a repository's name on the Hub: {error}") from error
     if repo_id.count("/") != 1:
-        raise UserError(f"REPO_ID {repo_id!r} is no repository's name on the Hub (owner/name).")
+        raise UserError(f"REPO_ID {repo_id!r} cannot be a repository's name on the Hub (owner/name).")
     if holds_code and "." in repo_id:
         raise UserError(f"REPO_ID {repo_id!r} has a dot in it: diffusers cannot import code from such a repository.")
 
@@ -281,7 +281,7 @@ def assemble(content: Content, repo_id: str, folder: Path) -> str:
                 (folder / name).write_text(text.replace(content.default_repo, repo_id), encoding="utf-8")
         return check(content, folder)
     except BaseException:
-        shutil.rmtree(folder)  # the next attempt shall not find half of it
+        shutil.rmtree(folder)  # so that the next attempt does not find half of it
         raise
 
 
@@ -311,11 +311,11 @@ def check_target(content: Content, repo_id: str, private: bool, revision: str | 
     """Looks whether the repo can be written, and whether all that is there is an earlier version of what comes.
 
     Args:
-        revision: The branch to look at; the main one where there is none of this name.
+        revision: The branch to look at; the main one if no branch has this name.
 
     Raises:
         UserError: If there is no token, its owner may not write there, the repo holds anything else, or is public and
-            shall be private.
+            was to be private.
         OSError: If the Hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi, get_token
@@ -367,7 +367,7 @@ def upload(content: Content, repo_id: str, folder: Path, private: bool, revision
     """Makes the repo what the folder is, in one commit, or leaves all as it was.
 
     Args:
-        revision: The branch to commit to; made where there is none, "main" by default.
+        revision: The branch to commit to; created if it does not exist, "main" by default.
 
     Returns:
         The commit's address; that of the last one where nothing has changed.
@@ -392,7 +392,7 @@ def upload(content: Content, repo_id: str, folder: Path, private: bool, revision
 
 @contextmanager
 def _made_for_this(api, content: Content, repo_id: str, private: bool, revision: str | None) -> Iterator[None]:
-    """Makes the repo and the branch where there are none, and takes them back if what follows fails."""
+    """Creates the repo and the branch if they do not exist, and deletes them again if what follows fails."""
     undo, kind = [], {"repo_type": content.kind}
     try:
         with _reached():

@@ -44,7 +44,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Example:
-    """A still life to begin with: a scene, of which the last object is painted over this strongly, and a prompt."""
+    """A still life to begin with: a scene whose last object is painted over this strongly, and a prompt."""
 
     scene: Scene
     strength: float
@@ -71,7 +71,7 @@ EXAMPLES = (
     Example(Scene("apple", "red", "striped", light=0.3), 1, "a green pear on a striped background"),
     Example(Scene("lemon", "yellow", "checked", light=0.4), 0.6, "a purple lemon on a checked background"),
     Example(
-        Scene("apple", "red", "tabletop", light=0.3, seed=1, beside=Item("cup", "blue")),
+        Scene("apple", "red", "tabletop", (0.28, 0.56), light=0.3, seed=1, beside=Item("cup", "blue")),
         1,
         "a red apple and a yellow lemon on a tabletop",
     ),

@@ -67,7 +67,7 @@ def no_model_runs(tiny, monkeypatch):
         ({"original_size": [512, 512]}, r"`original_size` is \[512, 512\]; it takes a pair of numbers, a tuple"),
         (
             {"preprocess_kwargs": {"resize_mode": "crop"}},
-            "`preprocess_kwargs` is .*; it takes nothing with a `diffdiff_map`",
+            "`preprocess_kwargs` cannot be combined with a `diffdiff_map`",
         ),
         ({"ip_adapter_embeds": [torch.zeros(1, 1, 16)]}, "no IP-Adapter is loaded"),
         ({"prompt_embeds": torch.zeros(1, 4, 32)}, "`prompt_embeds` is given, but a block makes it"),

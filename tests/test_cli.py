@@ -271,7 +271,7 @@ def test_a_model_of_another_family_is_recognized_and_said(run):
         (
             "FluxPipeline",
             ("--control-image", "map.png", "--controlnet", "a/b"),
-            "--controlnet 'a/b': there is none for Flux",
+            "--controlnet 'a/b': Flux takes none",
         ),
         (
             "QwenImagePipeline",
@@ -714,7 +714,7 @@ BROKEN = {
     "an output in no folder": ({}, ("--out", "nowhere/a.png"), "nowhere"),
     "a model folder without an index": ({}, ("--model", "empty"), "empty"),
     "a model folder that is not there": ({}, ("--model", "./nowhere"), "./nowhere"),
-    "a model that is a file": ({}, ("--model", "empty/file.safetensors"), "file.safetensors' is no folder"),
+    "a model that is a file": ({}, ("--model", "empty/file.safetensors"), "file.safetensors' is neither a folder"),
     "a model without a component": ({}, ("--model", "part"), "unet"),
     "a device that is not there": ({}, ("--device", "abacus"), "abacus"),
     "a prompt that is no UTF-8": ({"prompt": os.fsdecode(b"a p\xe4r")}, (), "PROMPT is not UTF-8"),

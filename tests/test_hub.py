@@ -186,7 +186,7 @@ def test_a_failed_upload_changes_nothing(hub, publish, repository, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
-        (["no-owner"], {}, "REPO_ID 'no-owner' is no repository's name"),
+        (["no-owner"], {}, "REPO_ID 'no-owner' cannot be a repository's name"),
         (["ada/v1.5"], {}, "REPO_ID 'ada/v1.5' has a dot in it"),
         (["ada/new"], {"HF_TOKEN": ""}, "there is no token"),
         (["bob/new"], {}, "this token may write to ada, modular-diffdiff, and not to 'bob'"),
@@ -198,7 +198,7 @@ def test_a_failed_upload_changes_nothing(hub, publish, repository, tmp_path):
         ([BLOCKS_REPO, "--out", "folder"], {}, "--out needs --dry-run"),
         ([BLOCKS_REPO, "--dry-run", "--private"], {}, "--dry-run takes no --private"),
         ([BLOCKS_REPO, "--checkpoint", "--family", "flux"], {}, "--family and --checkpoint name several repositories"),
-        (["ada/-x"], {}, "REPO_ID 'ada/-x' is no repository's name"),
+        (["ada/-x"], {}, "REPO_ID 'ada/-x' cannot be a repository's name"),
     ],
 )
 def test_what_cannot_be_published_is_said_before_anything_is_sent(

@@ -24,13 +24,14 @@ PACKAGE = Path(modular_diffdiff.__file__).parent
 ROOT = PACKAGE.parent
 # Each with what its code must have left behind, and where other tests run what cannot be run in these.
 RUN = {
-    ROOT / "README.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "street.png", "photo-fan.png"),
+    ROOT / "README.md": ("photo-edit.png", "street.png", "photo-fan.png"),
     PACKAGE / "model_card.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "run.png"),
     PACKAGE / "still_life" / "model_card.md": ("pear.png",),
 }
 ELSEWHERE = {
     "make demo": "test_cli.py runs what it runs, and .ci/run the target",
     "make test": "this is it",
+    "modular-diffdiff web": "test_page.py opens it",
     "diffusers-cli schema": "test_hub.py runs it, and reads what it prints",
     "pip install": ".ci/run installs the package, and these tests what the card asks for",
 }

@@ -64,7 +64,7 @@ def check_map(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
     for name in NOT_WITH_A_MAP:
         value = asked.get(name)
         if value is not None and not (name.endswith("kwargs") and isinstance(value, dict) and not value):
-            refuse(name, value, "nothing with a `diffdiff_map`, which would be elsewhere")
+            raise BadInputError(f"`{name}` cannot be combined with a `diffdiff_map`, which would be elsewhere.")
     if asked.get("output_type") == "latent" and not family.latent_output:
         refuse("output_type", "latent", "one of pil, np, pt with this model, whose decoder gives pictures alone")
     if "mask_image" in asked.given and not any("mask_image" in source.needs for source in sources):
@@ -233,7 +233,7 @@ def check_schedule(scheduler, asked: Asked):
     given = {name: asked.get(name) for name in ("timesteps", "sigmas") if name in asked.given}
     for name, value in given.items():
         if name not in taken:
-            refuse(name, value, f"nothing with {type(scheduler).__name__}, which has its own spacing")
+            raise BadInputError(f"`{name}` is given, and {type(scheduler).__name__} does not support custom `{name}`.")
     if len(given) > 1:
         raise BadInputError("`timesteps` and `sigmas` are both given; the schedule takes one of them.")
     trained = scheduler.config.get("num_train_timesteps", math.inf)

@@ -65,7 +65,7 @@ def add_diffdiff(
         Automatic blocks, with every workflow of the given ones, and with a map those that start from an image.
 
     Raises:
-        TypeError: If `blocks` is no instance of upstream's blocks.
+        TypeError: If `blocks` is not an instance of upstream's blocks.
         ValueError: If no workflow is found that could be opened; the message says which trait would help.
     """
     family = family or diffdiff_block.FamilyTraits()

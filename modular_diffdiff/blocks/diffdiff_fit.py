@@ -67,7 +67,7 @@ class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
             setattr(block_state, family.area, math.prod(canvas))
 
     def note_latents(self, components, block_state) -> None:
-        """Notes the grid of an original that is given as latents, and its size where no image tells it."""
+        """Notes the grid of an original that is given as latents, and its size where no image says it."""
         grid = tuple(getattr(block_state, self.family.original).shape[-2:])
         placement = replace(block_state.placement, grid=grid)
         if block_state.image is None:

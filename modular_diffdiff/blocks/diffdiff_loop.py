@@ -84,7 +84,7 @@ class DiffDiffCheckFiniteStep(diffdiff_block.DiffDiffLoopBlock):
 
 
 class DiffDiffCallbackStep(diffdiff_block.DiffDiffLoopBlock):
-    """Tells a `callback_on_step_end` of every step that has been made; what it raises ends the run."""
+    """Calls `callback_on_step_end` after every step; what it raises ends the run."""
 
     takes = ("callback_on_step_end",)
 

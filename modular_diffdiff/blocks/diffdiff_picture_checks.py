@@ -58,7 +58,7 @@ def check_bits(name: str, image: PIL.Image.Image) -> None:
 
 
 def check_control(control: Any, prompts: int | None) -> None:
-    """Refuses what is no control image or would be clipped, and more or fewer than there are prompts."""
+    """Refuses what cannot be a control image or would be clipped, and more or fewer than there are prompts."""
     pictures = diffdiff_pixels.split_images(control)
     for picture in pictures:
         if isinstance(picture, PIL.Image.Image):

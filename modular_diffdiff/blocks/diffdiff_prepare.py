@@ -27,8 +27,8 @@ def only_one(original: torch.Tensor | list[torch.Tensor], name: str) -> torch.Te
         return original
     if len(original) != 1:
         raise BadInputError(
-            f"`{name}` holds {len(original)} encoded images; a change map keeps one of them, and which is not clear. "
-            "Give one image, and say `references=True` in the family's traits where a list of images is no batch."
+            f"`{name}` holds {len(original)} encoded images, and a change map keeps one. "
+            "Give one image, and say `references=True` in the family's traits where a list of images is not a batch."
         )
     return original[0]
 

@@ -50,7 +50,7 @@ class SavedWithCode:
         `pipe.save_pretrained(save_directory)` adds the components.
 
         Args:
-            save_directory: Folder for the code and `modular_config.json`; made where there is none.
+            save_directory: Folder for the code and `modular_config.json`; created if it does not exist.
 
         Raises:
             ValueError: If these are not the blocks that their class makes: code is saved, and not objects.

@@ -146,7 +146,7 @@ def check_fits_unet(controlnet, components) -> None:
 
 
 def check_modes(controlnet, mode: Any, images: list) -> None:
-    """Refuses modes that the union does not know, and modes for what is no union."""
+    """Refuses modes that the union does not know, and modes for anything but a union."""
     if not isinstance(controlnet, ControlNetUnionModel):
         if mode is not None:
             lack = f"a {type(controlnet).__name__} has no modes; a ControlNetUnionModel has"

@@ -118,7 +118,7 @@ def for_each_output(items: Any, outputs: int) -> Any:
 
 
 def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:
-    """Says what samplers that rewrite their last step (UniPC, SA-Solver) do to a map of several levels."""
+    """Says what predictor-corrector samplers (UniPC, SA-Solver) do to a map of several levels."""
     levels = release_steps.unique()
     partly = (levels > 0) & (levels < -(-len(scheduler.timesteps) // scheduler.order))
     if hasattr(scheduler, "last_sample") and partly.any() and len(levels) > 1:
