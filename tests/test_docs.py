@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+from importlib.metadata import version
 import textwrap
 from pathlib import Path
 
@@ -114,6 +115,13 @@ def test_defaults_are_those_that_a_run_takes(blocks):
         for param in block.inputs:
             if param.name and param.default is not None:
                 assert documented[param.name] == param.default, param
+
+
+def test_the_version_is_the_same_everywhere():
+    (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == version("modular-diffdiff")
+    released = re.findall(r"^## (\d.*?) ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert not released or released[0] == cited
 
 
 def test_no_sentence_is_left_over():
