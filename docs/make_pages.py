@@ -1,4 +1,4 @@
-"""Writes what follows from the code: `api.md` and `families.md`, the card's table of inputs, Mellon's configuration.
+"""Writes what follows from the code and the pages: `api.md`, `families.md`, the card's inputs, Mellon's node, a notebook.
 
     make pages
 
@@ -8,8 +8,12 @@ A test compares each with what is committed.
 from __future__ import annotations
 
 import inspect
+import re
+from doctest import DocTestParser
 from pathlib import Path
 
+import jupytext
+import nbformat
 from diffusers.modular_pipelines import ModularPipelineBlocks
 
 import modular_diffdiff
@@ -25,6 +29,7 @@ BASES = (DiffDiffAutoBlocks, FamilyDiffDiffAutoBlocks, DiffDiffSequentialBlocks)
 FAMILIES_PAGE = Path(__file__).parent / "families.md"
 API, CARD = Path(__file__).parent / "api.md", PACKAGE / "model_card.md"
 MELLON = PACKAGE / "mellon_pipeline_config.json"
+TUTORIAL, NOTEBOOK = Path(__file__).parent / "tutorial.md", Path(__file__).parent / "tutorial.ipynb"
 _HEAD = """# The names of `modular_diffdiff`
 
 Made from the docstrings and the blocks by `make pages`. Latents are in the scheduler's scale, of
@@ -140,7 +145,31 @@ def render_families() -> str:
     return _fill(FAMILIES_PAGE, {name: table(head, body) for (name, head), body in tables})
 
 
-PAGES = {FAMILIES_PAGE: render_families, API: render_api, CARD: render_card, MELLON: render_mellon}
+def render_notebook() -> str:
+    """The tutorial for Jupyter and Colab; its examples are cells, which print what the page shows."""
+
+    def as_cell(block: re.Match) -> str:
+        examples = DocTestParser().get_examples(block[1])
+        return f"```python\n{''.join(example.source for example in examples) if examples else block[1]}```"
+
+    page = re.sub(r"```python\n(.*?)```", as_cell, TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL)
+    notebook = jupytext.reads(page, "md")
+    notebook.cells.insert(
+        0, nbformat.v4.new_code_cell("# In Colab, once the package is on PyPI:\n# %pip install modular-diffdiff")
+    )
+    for place, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{place}"
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return nbformat.writes(notebook) + "\n"
+
+
+PAGES = {
+    FAMILIES_PAGE: render_families,
+    API: render_api,
+    CARD: render_card,
+    MELLON: render_mellon,
+    NOTEBOOK: render_notebook,
+}
 
 
 if __name__ == "__main__":

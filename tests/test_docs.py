@@ -3,8 +3,8 @@
 import functools
 import inspect
 import re
-from importlib.metadata import version
 import textwrap
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest

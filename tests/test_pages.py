@@ -7,9 +7,11 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from diffusers.modular_pipelines.mellon_node_utils import MELLON_PARAM_TEMPLATES, MellonParam, MellonPipelineConfig
+from nbclient import NotebookClient
 from PIL import Image
 
 import modular_diffdiff
@@ -125,11 +127,24 @@ def make_pages():
     return module
 
 
-@pytest.mark.parametrize("name", ["API", "CARD", "FAMILIES_PAGE", "MELLON"])
+@pytest.mark.parametrize("name", ["API", "CARD", "FAMILIES_PAGE", "MELLON", "NOTEBOOK"])
 def test_what_is_made_from_the_code_is_as_it_would_be_made_now(name):
     pages = make_pages()
     path = getattr(pages, name)
     assert path.read_text() == pages.PAGES[path](), "run `make pages`"
+
+
+def test_the_notebook_runs(tmp_path):
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    printed = [
+        output["text"]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "text" in output
+    ]
+    assert printed
 
 
 def test_the_index_leads_to_every_page():
