@@ -1,4 +1,4 @@
-"""Writes what follows from the code and the pages: `api.md`, `families.md`, the card's inputs, Mellon's node, a notebook.
+"""Writes what follows from code and pages: `api.md`, `families.md`, the card's inputs, Mellon's node, a notebook.
 
     make pages
 

@@ -231,7 +231,7 @@ def check_schedule(scheduler, asked: Asked):
     """
     taken = inspect.signature(scheduler.set_timesteps).parameters
     given = {name: asked.get(name) for name in ("timesteps", "sigmas") if name in asked.given}
-    for name, value in given.items():
+    for name in given:
         if name not in taken:
             raise BadInputError(f"`{name}` is given, and {type(scheduler).__name__} does not support custom `{name}`.")
     if len(given) > 1:
