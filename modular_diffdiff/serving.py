@@ -37,7 +37,7 @@ from .blocks.diffdiff_preview import CHANGED
 RED = "#{:02x}{:02x}{:02x}".format(*CHANGED)
 COPY_SIDE = 1024  # pixels, the longer side of what is painted on: on larger ones every stroke takes seconds
 MAX_UPLOAD, MAX_LAYER = 64 * 2**20, 5 * COPY_SIDE**2  # bytes of a request, of a painting in it
-MAX_PIXELS, MAX_OPEN_PIXELS = 2**26, 2**28  # of a picture, of the photos of all sessions
+MAX_PIXELS, MAX_OPEN_PIXELS = 2**26, 2**29  # of a picture, of the photos of all sessions
 MAX_FILES, MAX_BYTES = 500, 4 * 2**30  # of what is kept at a time, for all sessions
 MAX_WAITING, MAX_SESSIONS, MAX_QUEUE = 64, 100, 32
 MAX_RESULTS, MAX_SHOWN = 48, 16  # of a session; of one part of its page, the last values
@@ -204,9 +204,8 @@ class Page(gr.Blocks):
     async def postprocess_data(self, block_fn, predictions, state) -> list[Any]:
         data = await super().postprocess_data(block_fn, predictions, state)
         for part in block_fn.outputs:
-            if state is not None and "preprocess" in vars(
-                part
-            ):  # gradio makes parts anew that it updates, without our changes
+            # gradio makes parts anew that it updates, without what was changed on them
+            if state is not None and "preprocess" in vars(part):
                 state[part._id] = part
         return data
 
@@ -222,7 +221,8 @@ def check_values(parts: list[gr.Component], values: list[Any]) -> None:
     for part, value in zip(parts, values, strict=True):
         takes = _refused(part, value)
         if takes:
-            raise refusal(say(f"{part.label} is {reprlib.repr(value)}; it takes {takes}."))
+            given = "something else" if isinstance(value, list | dict) else reprlib.repr(value)
+            raise refusal(say(f"{part.label} is {given}; it takes {takes}."))
 
 
 def _refused(part: gr.Component, value: Any) -> str | None:
@@ -232,7 +232,7 @@ def _refused(part: gr.Component, value: Any) -> str | None:
             fits = value is None or (isinstance(value, str) and len(value) <= part.max_length and "\0" not in value)
             return None if fits else f"a text of at most {part.max_length:,} characters, none of them NUL"
         case gr.Number() | gr.Slider():
-            whole = part.precision == 0 or part.step == 1
+            whole = part.precision == 0 or (isinstance(part, gr.Slider) and part.step == 1)
             fits = isinstance(value, int if whole and part.precision != 0 else (int, float))
             low, high = (MAX_NUMBER if end is None else end for end in (part.minimum, part.maximum))
             fits = fits and not isinstance(value, bool) and low <= value <= high and (not whole or value == int(value))
@@ -304,7 +304,7 @@ class Guard:
         most = 2 * MAX_LAYER if path.endswith("/component_server") else MAX_UPLOAD
         if not length.isdigit() or int(length) > most:
             return f"A request takes at most {most:,} bytes, and says how many.", 413
-        if path.endswith("/upload") and self.sessions.are_full():
+        if path.endswith(("/upload", "/mcp", "/mcp/http")) and self.sessions.are_full():
             return "Too many pictures are open here. Try again later.", 503
         return None
 

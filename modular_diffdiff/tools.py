@@ -74,7 +74,8 @@ class Tools:
         """
         with serving.shown():
             ready = self._map(image, change_map, {"text": text, "grow": grow, "feather": feather})
-            return str(self.on_device(self.work.fan)(image, ready, prompt, {"steps": steps, "seed": seed}))
+            params = {"steps": steps, "seed": seed, "overlay": True}
+            return str(self.on_device(self.work.fan)(image, ready, prompt, params))
 
     def _map(self, image: editing.Picture | None, change_map, params: dict[str, Any]) -> Path:
         if image is None:
