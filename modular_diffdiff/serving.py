@@ -180,6 +180,10 @@ class Page(gr.Blocks):
 
     sessions: Sessions
 
+    def close(self, verbose: bool = True) -> None:
+        super().close(verbose)
+        self.sessions.close()
+
     async def process_api(self, block_fn, inputs: list[Any], *rest, **extra) -> dict[str, Any]:
         try:
             answer = await super().process_api(block_fn, inputs, *rest, **extra)

@@ -251,4 +251,4 @@ def serve(settings: dict[str, Any], on_device: Callable = lambda run: run, **giv
             print(launch(page, **given), flush=True)
             page.block_thread()
         finally:
-            page.sessions.close()
+            page.close(verbose=False)

@@ -112,7 +112,7 @@ def site():
     page = web.make_page({})
     yield Site(page, web.launch(page, mcp_server=True))
     page.close()
-    page.sessions.close()
+    assert not page.sessions.folder.exists()
     os.environ.pop("GRADIO_TEMP_DIR")
     if before:
         os.environ["GRADIO_TEMP_DIR"] = before
@@ -958,4 +958,3 @@ def test_a_password_is_asked_for(site, monkeypatch):
         assert stranger.get("config").status_code == 200
         assert stranger.get("").status_code == 200
     page.close()
-    page.sessions.close()
