@@ -36,6 +36,7 @@ from modular_diffdiff import serving, web  # noqa: E402
 
 
 APPLE = Scene("apple", "red", "striped", light=0.3)
+SIZE = 128
 PROMPT = "a green pear on a striped background"
 FILE = {"_type": "gradio.FileData"}
 # What no visitor gets to see.
@@ -125,18 +126,23 @@ def client(site):
     client.close()
 
 
+@pytest.fixture(scope="module")
+def work():
+    return studio.Studio({})
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The current folder, with a photo and a map."""
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(render(APPLE)).save("photo.png")
+    Image.fromarray(render(APPLE, SIZE)).save("photo.png")
     half_map().save("map.png")
     ImageOps.invert(half_map()).save("mask.png")
     return tmp_path
 
 
 def half_map() -> Image.Image:
-    return Image.fromarray(np.repeat([[255, 100, 0]], 256, 0).repeat(86, 1)[:, :256].astype(np.uint8))
+    return Image.fromarray(np.repeat([[255, 100, 0]], SIZE, 0).repeat(43, 1)[:, :SIZE].astype(np.uint8))
 
 
 def png(image: Image.Image, kind: str = "png", **options) -> bytes:
@@ -145,7 +151,7 @@ def png(image: Image.Image, kind: str = "png", **options) -> bytes:
     return data.getvalue()
 
 
-PHOTO = png(Image.fromarray(render(APPLE)))
+PHOTO = png(Image.fromarray(render(APPLE, SIZE)))
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -250,7 +256,7 @@ def test_mcp(site):
     assert all(given["description"] for given in schema["properties"].values())
     assert not edited.isError
     (shown,) = (part for part in edited.content if part.type == "image")
-    assert Image.open(io.BytesIO(base64.b64decode(shown.data))).size == (256, 256)
+    assert Image.open(io.BytesIO(base64.b64decode(shown.data))).size == (SIZE, SIZE)
     assert all(answer.isError for answer in refused)
     assert "addresses and paths are not opened" in refused[0].content[0].text
     assert sorted(Path("/tmp/gradio").rglob("file.*")) == before, "it lies with the page's own files"
@@ -458,8 +464,8 @@ def blob(site: Site, data: bytes, **given) -> httpx.Response:
 
 
 def painted(share: float = 1.0) -> bytes:
-    layer = np.zeros((256, 256, 4), np.uint8)
-    layer[60:200, 60:200] = 255, 0, 0, round(255 * share)
+    layer = np.zeros((SIZE, SIZE, 4), np.uint8)
+    layer[30:100, 30:100] = 255, 0, 0, round(255 * share)
     return png(Image.fromarray(layer))
 
 
@@ -597,8 +603,8 @@ def test_a_failure_that_nobody_foresaw_is_a_sentence_too(site, monkeypatch, capf
 
 
 def test_sessions_do_not_see_each_other_and_end_with_their_files(site):
-    red = png(Image.fromarray(render(Scene("apple", "red", "checked"))))  # nobody else has it
-    blue = png(Image.fromarray(render(Scene("cup", "blue", "plain"))))
+    red = png(Image.fromarray(render(Scene("apple", "red", "checked"), SIZE)))  # nobody else has it
+    blue = png(Image.fromarray(render(Scene("cup", "blue", "plain"), SIZE)))
     files = {"anna": site.upload("anna.png", red), "ben": site.upload("ben.png", blue)}
     examples = {path for path in site.page.sessions.own if os.path.exists(path)}
     shown = {}
@@ -697,8 +703,6 @@ def test_the_folders_of_results_that_nobody_sees_go(sessions, monkeypatch):
 
 
 def test_twenty_clients_at_once_get_their_own_answers(site, folder):
-    Image.fromarray(render(APPLE, 128)).save("photo.png")
-    half_map().resize((128, 128)).save("map.png")
     photo, keep = (site.upload(name, Path(name).read_bytes()) for name in ("photo.png", "map.png"))
 
     def edit(seed: int) -> np.ndarray:
@@ -748,9 +752,9 @@ def test_the_queue_is_bounded_and_edits_run_one_at_a_time(site, monkeypatch):
 class Visitor:
     """What one visitor does, without a server."""
 
-    def __init__(self, sessions: serving.Sessions):
+    def __init__(self, work: studio.Studio, sessions: serving.Sessions):
         with serving.Page() as page:
-            self.visit = web.Visit(studio.Studio({}), sessions)
+            self.visit = web.Visit(work, sessions)
             self.visit.draw()
         page.sessions = sessions
         parts = [self.visit.painting, *self.visit.controls.all()]
@@ -769,8 +773,8 @@ class Visitor:
 
 
 @pytest.fixture
-def guest(sessions):
-    return Visitor(sessions)
+def guest(work, sessions):
+    return Visitor(work, sessions)
 
 
 def test_stop_ends_a_run_within_a_step_and_leaves_photo_and_painting(guest):
@@ -829,7 +833,7 @@ def test_a_part_that_is_updated_keeps_its_way_of_reading(site):
     result = {"path": output["data"][2]["value"]["path"], "meta": FILE}
     success, told = site.ask("take_over", [result], "erin")
     assert success, told
-    mask = site.upload("mask.png", png(Image.new("L", (256, 256), 255)))
+    mask = site.upload("mask.png", png(Image.new("L", (SIZE, SIZE), 255)))
     success, output = site.ask("look", site.values("look", **{"Mask, white changes": mask}), "erin")
     assert success, output
     assert "erin" in made.sessions.open
@@ -838,15 +842,14 @@ def test_a_part_that_is_updated_keeps_its_way_of_reading(site):
 # What is done, without a page
 
 
-PROMPTS = ['a "green" pear', "-a pear", "--steps 3", "a pear,\nand a cup", "it's $HOME `x` \\ *", "été"]
+PROMPTS = ['a "green" pear', "-a pear", "--steps 3", "a pear,\nan été of $HOME, `x` and it's \\ *"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_the_command_line_repeats_the_picture(folder, prompt, tmp_path):
-    work = studio.Studio({})
+def test_the_command_line_repeats_the_picture(work, folder, prompt):
     photo = serving.read_upload("photo.png", "photo.png", "Photo")
     asked = {"steps": 2, "seed": 5, "overlay": True, "guidance_scale": 2.5, "negative": "-", "softness": 0.1}
-    ((path, line),) = work.edit(photo, tmp_path / "map.png", prompt, asked)
+    ((path, line),) = work.edit(photo, folder / "map.png", prompt, asked)
     words = shlex.split(line)
     assert words[:2] == ["modular-diffdiff", "edit"]
     run(*words[1:], "--overwrite") if "--" not in words else run(*words[1:2], "--overwrite", *words[2:])
@@ -868,12 +871,12 @@ def test_settings_come_back_from_edits_and_maps(folder):
         studio.read_settings(editing.read_picture("photo.png", "IMAGE"))
 
 
-def test_a_model_does_not_run_again_when_only_the_shape_changes(monkeypatch):
+def test_a_model_does_not_run_again_when_only_the_shape_changes(work, monkeypatch):
     loaded = []
     load = loading.load_map_model
     monkeypatch.setattr(loading, "load_map_model", lambda *given: loaded.append(given) or load(*given))
     photo = studio.as_picture(Image.open(io.BytesIO(PHOTO)).convert("RGB"), "Photo", "photo.png")
-    work, memory = studio.Studio({}), {}
+    memory = {}
     for shape in ({}, {"grow": 4}, {"feather": 3, "strength": 0.5}, {"limits": (0.2, 0.8)}):
         work.preview(photo, photo, None, {"text": "the apple"} | shape, memory)
     assert len(loaded) == 1
