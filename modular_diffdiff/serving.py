@@ -206,6 +206,7 @@ class Page(gr.Blocks):
             raise refusal("This is not what the page sends.") from error
 
     async def postprocess_data(self, block_fn, predictions, state) -> list[Any]:
+        check_files(predictions, self.sessions.cache)  # gradio would show what lies in the current folder
         data = await super().postprocess_data(block_fn, predictions, state)
         for part in block_fn.outputs:
             # gradio makes parts anew that it updates, without what was changed on them
@@ -223,13 +224,13 @@ def check_values(parts: list[gr.Component], values: list[Any]) -> None:
     if len(values) != len(parts):
         raise refusal(f"This takes {len(parts)} values, not {len(values)}.")
     for part, value in zip(parts, values, strict=True):
-        takes = _refused(part, value)
+        takes = refused(part, value)
         if takes:
             given = "something else" if isinstance(value, list | dict) else reprlib.repr(value)
             raise refusal(say(f"{part.label} is {given}; it takes {takes}."))
 
 
-def _refused(part: gr.Component, value: Any) -> str | None:
+def refused(part: gr.Component, value: Any) -> str | None:
     """What a part takes, if it does not take this value."""
     match part:
         case gr.Textbox():
@@ -262,7 +263,7 @@ def check_files(value: Any, folder: Path) -> None:
                 "Pictures are uploaded here, or data: URLs over MCP; other addresses and paths are not opened."
             )
         value = list(value.values())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for part in value:
             check_files(part, folder)
 

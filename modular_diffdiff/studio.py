@@ -111,7 +111,10 @@ def read_settings(picture: editing.Picture) -> dict[str, Any]:
     told = editing.settings_of(picture)
     if told is None:
         raise loading.UserError(f"{picture.title} holds no settings; it takes a PNG that was made here.")
-    told |= (told.get("diffdiff_map") or {}).get("made") or {}
+    made_of = [told]
+    for name in ("diffdiff_map", "made"):  # a map that was made before it was given to an edit
+        made_of.append(made_of[-1].get(name) if isinstance(made_of[-1], dict) else None)
+    told |= made_of[-1] if isinstance(made_of[-1], dict) else {}
     names = {name: maps.INPUTS.get(name, name) for name in DEFAULTS} | {"negative": "negative_prompt"}
     return {name: told[given] for name, given in {**names, "prompt": "prompt"}.items() if given in told}
 

@@ -14,6 +14,9 @@ import gradio as gr
 from . import editing, loading, options, serving, studio
 
 
+MAX_LENGTH = 200  # pixels: with 1000, a map of 12 megapixels takes a minute
+
+
 @dataclass(frozen=True)
 class Tools:
     """The functions, whose docstrings are their documentation.
@@ -94,8 +97,8 @@ def offer(work: studio.Studio, sessions: serving.Sessions, on_device: Callable) 
             "prompt": gr.Textbox(label="prompt", max_length=2000),
             "change_map": serving.photo(label="change_map"),
             "text": gr.Textbox("", label="text", max_length=500),
-            "grow": gr.Number(0, label="grow", minimum=-1000, maximum=1000),
-            "feather": gr.Number(0, label="feather", minimum=0, maximum=1000),
+            "grow": gr.Number(0, label="grow", minimum=-MAX_LENGTH, maximum=MAX_LENGTH),
+            "feather": gr.Number(0, label="feather", minimum=0, maximum=MAX_LENGTH),
             "strength": gr.Slider(0, 1, 1, label="strength"),
             "steps": gr.Slider(1, 100, 25, step=1, precision=0, label="steps"),
             "seed": gr.Number(0, label="seed", precision=0, minimum=0, maximum=options.MAX_SEED),

@@ -19,9 +19,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
-from modular_diffdiff import editing, loading, studio
+from modular_diffdiff import editing, loading, maps, studio
 from modular_diffdiff.cli import app
 from modular_diffdiff.still_life.scene import Scene, render
 
@@ -529,7 +530,7 @@ WRONG = {
     "prompt": [*TEXTS, None, ""],
     "change_map": PICTURES,
     "text": TEXTS,
-    "grow": [*NUMBERS, 1001, -1001],
+    "grow": [*NUMBERS, 201, -201],
     "feather": [*NUMBERS, -1],
     "strength": [*NUMBERS, -0.1, 1.1, None],
     "steps": [*NUMBERS, 0, -3, 101, 2.5, None],
@@ -585,6 +586,11 @@ def test_requests_that_are_none_get_a_sentence(site):
             else:
                 assert 400 <= answer.status_code < 500, (route, body)
             assert not INTERNALS.search(answer.text), answer.text
+
+
+def test_a_text_that_is_too_long_for_the_segmenter_is_refused(site):
+    said = site.refusal("make_map", [site.upload("photo.png", PHOTO), None, "the apple " * 50, 0, 0])
+    assert said == "“Or say it in words” is 102 tokens long; the segmenter reads 32."
 
 
 def test_a_failure_that_nobody_foresaw_is_a_sentence_too(site, monkeypatch, capfd):
@@ -837,6 +843,50 @@ def test_a_part_that_is_updated_keeps_its_way_of_reading(site):
     success, output = site.ask("look", site.values("look", **{"Mask, white changes": mask}), "erin")
     assert success, output
     assert "erin" in made.sessions.open
+
+
+def written(told) -> bytes:
+    """A PNG with these settings."""
+    text = PngInfo()
+    text.add_text(editing.METADATA_KEY, json.dumps(told))
+    return png(Image.new("RGB", (8, 8)), pnginfo=text)
+
+
+def shown_of(guest: Visitor, told: dict) -> dict:
+    """What the parts show then, by the parameter; those that stay as they are are left out."""
+    names = [*guest.visit.controls.params, "by_depth", "near", "far", "free", "kept", "least", "most", "prompt"]
+    shown = guest.visit.take_over(editing.Picture("Picture", "a.png", "0", Image.open(io.BytesIO(written(told)))))
+    return {name: value for name, value in zip(names, shown, strict=True) if value != gradio.skip()}
+
+
+def test_settings_are_shown_as_the_page_asks_for_them(guest):
+    told = {"map_points": [[1, 2], [3, 4, 0]], "map_gradient": 90.0, "guidance_scale": None, "steps": 7}
+    told |= {"map_depth": [0.1, 0.9], "map_limits": [0.2, 0.8], "prompt": "a pear", "seed": 3, "map_grow": 5}
+    shown = shown_of(guest, {"diffdiff_map": {"made": told}} | told)
+    assert shown == {
+        **{"point": "1,2; 3,4,0", "gradient": "90", "guidance_scale": None, "steps": 7, "by_depth": True, "near": 0.1},
+        **{"far": 0.9, "least": 0.2, "most": 0.8, "prompt": "a pear", "seed": 3, "grow": 5},
+    }
+
+
+def test_a_strangers_settings_lead_to_no_file(guest, site, folder):
+    (folder / "secret.txt").write_text("secret")
+    file = {"path": str(folder / "secret.txt"), "meta": FILE}
+    update = {"__type__": "update", "value": file, "choices": [file]}
+    names = [*studio.DEFAULTS, *maps.INPUTS.values(), "prompt", "negative_prompt"]
+    for value in (file, update, [file], [[file]], [1, 2, 3], "x" * 9999, "\0", True, 1e300, float("nan"), {}):
+        for told in (dict.fromkeys(names, value), {"diffdiff_map": value}, {"diffdiff_map": {"made": value}}):
+            assert not any(isinstance(shown, dict | list) for shown in shown_of(guest, told).values())
+    uploaded = site.upload("stranger.png", written(dict.fromkeys(names, file)))
+    success, output = site.ask("take_over", [uploaded], "stranger")
+    assert success
+    assert not list(site.page.sessions.cache.rglob("secret.txt"))
+
+
+def test_other_pictures_have_no_settings(guest):
+    for told in ([], 3, None, "x"):
+        with pytest.raises(gradio.Error, match="holds no settings"):
+            shown_of(guest, told)
 
 
 # What is done, without a page
