@@ -56,7 +56,9 @@ def _choose_ip_adapter(params: dict[str, Any]) -> tuple[str | None, float | None
     return ip_adapter, 1.0 if scale is None else scale
 
 
-def ask_pictures(change_map: str | None, params: dict[str, Any]) -> tuple[editing.Pictures, maps.Request]:
+def ask_pictures(
+    change_map: str | editing.Picture | None, params: dict[str, Any]
+) -> tuple[editing.Pictures, maps.Request]:
     """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read."""
     if change_map is None and params["invert_map"]:
         raise loading.UserError("--invert-map needs MAP, which it inverts.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -475,10 +476,14 @@ def web(
         settings = {name: ctx.params[name] for name in WEB_SETTINGS if ctx.params[name] is not None}
         if auth is not None and not all(auth.partition(":")):
             raise loading.UserError(f"--auth is {auth!r}; it takes USER:PASSWORD.")
+        if auth is not None and mcp:
+            raise loading.UserError("--mcp takes no --auth: its clients cannot log in.")
         try:
             from . import web as page
         except ModuleNotFoundError as error:
             raise loading.UserError("The page needs gradio: pip install 'modular-diffdiff[web]'.") from error
+        if mcp and importlib.util.find_spec("mcp") is None:
+            raise loading.UserError("--mcp needs gradio's extra of that name: pip install 'gradio[mcp]'.")
         if host not in ("127.0.0.1", "localhost"):
             known = "who knows the password" if auth else "everybody; --auth asks for a password"
             typer.echo(f"Whoever can reach this machine at {host} can open the page: {known}.", err=True)

@@ -104,15 +104,25 @@ class Controls:
         return params
 
     def showing(self, told: dict[str, Any]) -> list:
-        """What `all` of them show where these parameters are asked for; the others stay as they are."""
+        """What `all` of them show where these parameters are asked for; the others stay as they are.
+
+        So do those that cannot show what is told: strangers can write into a PNG what they like, even paths of files.
+        """
         values = [self._as_shown(name, part, told) for name, part in self.params.items()]
-        by_depth = gr.update(value=bool(told["depth"])) if "depth" in told else gr.skip()
-        pairs = [told.get(name) or (gr.skip(), gr.skip()) for name in ("depth", "levels", "limits")]
-        return [*values, by_depth, *(end for pair in pairs for end in pair), told.get("prompt", gr.skip())]
+        pairs = [told.get(name) for name in ("depth", "levels", "limits")]
+        ends = [pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None) for pair in pairs]
+        by_depth = bool(told["depth"]) if "depth" in told else gr.skip()
+        values += [by_depth, *(end for pair in ends for end in pair), told.get("prompt", gr.skip())]
+        parts = self.all()
+        return [
+            gr.skip() if isinstance(part, gr.Image) or serving.refused(part, value) else value
+            for part, value in zip(parts, values, strict=True)
+        ]
 
     def _as_shown(self, name: str, part: gr.Component, told: dict[str, Any]) -> Any:
-        if name not in told or isinstance(part, gr.Image):
-            return gr.skip()
-        if name in ("point", "box"):
-            return "; ".join(",".join(map(str, numbers)) for numbers in told[name] or [])
-        return part.value if told[name] is None else told[name]
+        value = told.get(name, gr.skip())
+        if name in ("point", "box") and isinstance(value, list):
+            return "; ".join(",".join(map(str, numbers)) for numbers in value if isinstance(numbers, list))
+        if name == "gradient" and isinstance(value, int | float):
+            return f"{value:g}"
+        return part.value if value is None else value

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import html
 import os
 import re
+import reprlib
 import shutil
+import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import PIL.Image
 import PIL.ImageChops
+import torch
 from gradio.components.base import server
 from gradio.components.image import ImageData
 from gradio.components.image_editor import AcceptBlobs, EditorData
@@ -30,10 +35,14 @@ from .blocks.diffdiff_preview import CHANGED
 
 
 RED = "#{:02x}{:02x}{:02x}".format(*CHANGED)
-MAX_UPLOAD = 64 * 2**20  # bytes of a file
-MAX_FILES, MAX_WAITING, MAX_SESSIONS = 500, 64, 100  # at a time, of all sessions
 COPY_SIDE = 1024  # pixels, the longer side of what is painted on: on larger ones every stroke takes seconds
-MAX_QUEUE = 32
+MAX_UPLOAD, MAX_LAYER = 64 * 2**20, 5 * COPY_SIDE**2  # bytes of a request, of a painting in it
+MAX_PIXELS, MAX_OPEN_PIXELS = 2**26, 2**29  # of a picture, of the photos of all sessions
+MAX_FILES, MAX_BYTES = 500, 4 * 2**30  # of what is kept at a time, for all sessions
+MAX_WAITING, MAX_SESSIONS, MAX_QUEUE = 64, 100, 32
+MAX_RESULTS, MAX_SHOWN = 48, 16  # of a session; of one part of its page, the last values
+MAX_UNUSED, MAX_UNCLAIMED = 24 * 3600, 3600  # seconds, of sessions and of files
+MAX_NUMBER, MAX_NAME = 1e15, 200  # MAX_NAME in bytes
 
 
 # What visitors call what the command line's messages name.
@@ -63,19 +72,30 @@ WORDS = {
 
 
 def say(message: object) -> str:
-    """A message in the words of the page."""
-    return re.sub(r"--[a-z-]+|\b(PROMPT|IMAGE|MAP)\b", lambda named: WORDS.get(named[0], named[0]), str(message))
+    """A message in the words of the page, which shows it as HTML."""
+    spoken = re.sub(r"--[a-z-]+|\b(PROMPT|IMAGE|MAP)\b", lambda named: WORDS.get(named[0], named[0]), str(message))
+    return html.escape(spoken, quote=False)
+
+
+# What visitors did wrong; it is no matter for the console.
+refusal = partial(gr.Error, duration=None, print_exception=False)
+FAILED = "This did not work; the console of the page says why."
 
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Turns refusals into messages on the page."""
+    """Turns refusals into messages on the page, and leaves to the console what names files of this machine."""
     try:
         yield
     except studio.StoppedError as error:
         raise gr.Error("Stopped.", duration=5, print_exception=False) from error
-    except (loading.UserError, OSError, FloatingPointError) as error:
-        raise gr.Error(say(error), duration=None, print_exception=False) from error
+    except (loading.UserError, FloatingPointError) as error:
+        raise refusal(say(error)) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise refusal("The memory is too small for this; take a smaller picture.") from error
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise refusal(FAILED) from error
 
 
 def read_upload(path: str | Path, name: str, title: str) -> editing.Picture:
@@ -86,9 +106,16 @@ def read_upload(path: str | Path, name: str, title: str) -> editing.Picture:
     """
     try:
         data = Path(path).read_bytes()
-        return editing.Picture(title, name, hashlib.sha256(data).hexdigest(), diffdiff_files.open_image(data))
-    except (OSError, diffdiff_files.UnreadableError) as error:
-        raise gr.Error(f"{title} cannot be read: {error}.", print_exception=False) from error
+        pixels = diffdiff_files.open_image(data, MAX_PIXELS)
+    except diffdiff_files.UnreadableError as error:
+        raise refusal(say(f"{title} cannot be read: {error}.")) from error
+    return editing.Picture(title, name, hashlib.sha256(data).hexdigest(), pixels)
+
+
+def file_name(location: str) -> str:
+    """The name of an upload, such that files can be named after it."""
+    name = "".join(filter(str.isprintable, editing.file_name(location)))
+    return name.encode()[-MAX_NAME:].decode(errors="ignore") or "picture"
 
 
 # Gradio's components write stubs beside the code of their subclasses; so these are changed one by one.
@@ -101,12 +128,12 @@ def photo(**given: Any) -> gr.Image:
     def preprocess(payload: ImageData | None) -> editing.Picture | None:
         if payload is None:
             return None
-        if not payload.path:
-            raise gr.Error(f"{image.label} is not an uploaded file.", print_exception=False)
-        name = editing.file_name(payload.orig_name or payload.path)
+        name = file_name(payload.orig_name or payload.path)
         return read_upload(payload.path, name, f"{image.label} {name!r}")
 
     image.preprocess = preprocess
+    uploaded = image.api_info() | {"additional_description": "A picture that is uploaded."}
+    image.api_info_as_input = lambda: uploaded
     return image
 
 
@@ -126,10 +153,10 @@ def painting(**given: Any) -> gr.ImageEditor:
     @server
     def accept_blobs(data: AcceptBlobs) -> None:
         (_, layer), *_ = data.files
-        if data.data["type"] == "layer" and len(layer) <= MAX_UPLOAD:
+        if data.data["type"] == "layer" and len(layer) <= MAX_LAYER:
             waiting[str(data.data["id"])[:64]] = layer
         while len(waiting) > MAX_WAITING:
-            waiting.pop(next(iter(waiting)))
+            waiting.pop(next(iter(waiting)), None)
 
     def preprocess(payload: EditorData | None) -> editing.Picture | None:
         layer = payload and waiting.pop(payload.id, None)
@@ -138,9 +165,9 @@ def painting(**given: Any) -> gr.ImageEditor:
         if not layer:
             return None
         try:
-            alpha = diffdiff_files.open_image(layer).convert("RGBA").getchannel("A")
+            alpha = diffdiff_files.open_image(layer, COPY_SIDE**2).convert("RGBA").getchannel("A")
         except diffdiff_files.UnreadableError as error:
-            raise gr.Error(f"The painting cannot be read: {error}.", print_exception=False) from error
+            raise refusal(f"The painting cannot be read: {error}.") from error
         keep = PIL.ImageChops.invert(alpha)
         return studio.as_picture(keep, "The painting", "painting.png") if alpha.getbbox() else None
 
@@ -149,42 +176,142 @@ def painting(**given: Any) -> gr.ImageEditor:
 
 
 class Page(gr.Blocks):
-    """Blocks whose inputs are files of the page's own: gradio fetches what has an address before any handler runs."""
+    """Blocks that take of visitors what their parts take, and answer with a sentence whatever happens."""
+
+    sessions: Sessions
+
+    def close(self, verbose: bool = True) -> None:
+        super().close(verbose)
+        self.sessions.close()
+
+    async def process_api(self, block_fn, inputs: list[Any], *rest, **extra) -> dict[str, Any]:
+        try:
+            answer = await super().process_api(block_fn, inputs, *rest, **extra)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error(FAILED) from error
+        shown = zip(block_fn.outputs, answer["data"], strict=False)
+        self.sessions.hold(extra.get("session_hash"), inputs, {part._id: value for part, value in shown})
+        return answer
 
     async def preprocess_data(self, block_fn, inputs: list[Any], *rest, **extra):
-        refuse_addresses(inputs)
-        return await super().preprocess_data(block_fn, inputs, *rest, **extra)
+        check_values(block_fn.inputs, inputs)
+        try:
+            check_files(inputs, self.sessions.cache)
+            return await super().preprocess_data(block_fn, inputs, *rest, **extra)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise refusal("This is not what the page sends.") from error
+
+    async def postprocess_data(self, block_fn, predictions, state) -> list[Any]:
+        check_files(predictions, self.sessions.cache)  # gradio would show what lies in the current folder
+        data = await super().postprocess_data(block_fn, predictions, state)
+        for part in block_fn.outputs:
+            # gradio makes parts anew that it updates, without what was changed on them
+            if state is not None and "preprocess" in vars(part):
+                state[part._id] = part
+        return data
 
 
-def refuse_addresses(value: Any) -> None:
-    """Refuses files that lie elsewhere, in whatever holds them.
+def check_values(parts: list[gr.Component], values: list[Any]) -> None:
+    """Refuses values that the parts of the page would not send; gradio leaves them to the browser.
 
     Raises:
-        gr.Error: If a file's path is an address.
+        gr.Error: Naming the part.
+    """
+    if len(values) != len(parts):
+        raise refusal(f"This takes {len(parts)} values, not {len(values)}.")
+    for part, value in zip(parts, values, strict=True):
+        takes = refused(part, value)
+        if takes:
+            given = "something else" if isinstance(value, list | dict) else reprlib.repr(value)
+            raise refusal(say(f"{part.label} is {given}; it takes {takes}."))
+
+
+def refused(part: gr.Component, value: Any) -> str | None:
+    """What a part takes, if it does not take this value."""
+    match part:
+        case gr.Textbox():
+            fits = value is None or (isinstance(value, str) and len(value) <= part.max_length and "\0" not in value)
+            return None if fits else f"a text of at most {part.max_length:,} characters, none of them NUL"
+        case gr.Number() | gr.Slider():
+            whole = part.precision == 0 or (isinstance(part, gr.Slider) and part.step == 1)
+            fits = isinstance(value, int if whole and part.precision != 0 else (int, float))
+            low, high = (MAX_NUMBER if end is None else end for end in (part.minimum, part.maximum))
+            fits = fits and not isinstance(value, bool) and low <= value <= high and (not whole or value == int(value))
+            fits = fits or (value is None and isinstance(part, gr.Number))
+            return None if fits else f"a {'whole ' * whole}number from {low} to {high}"
+        case gr.Dropdown() | gr.Radio():
+            return None if value in [choice for _, choice in part.choices] else "one of its choices"
+        case gr.Checkbox():
+            return None if isinstance(value, bool) else "true or false"
+        case gr.Image() | gr.ImageEditor():
+            return None if isinstance(value, dict | None) else "an uploaded picture"
+
+
+def check_files(value: Any, folder: Path) -> None:
+    """Refuses files that are not in a folder, in whatever holds them: gradio fetches what has an address.
+
+    Raises:
+        gr.Error: If a file lies elsewhere.
     """
     if isinstance(value, dict):
-        if "://" in str(value.get("path", "")):
-            raise gr.Error("Pictures are uploaded; addresses are not opened.", print_exception=False)
+        if ("path" in value or "url" in value) and not _lies_in(value.get("path"), folder):
+            raise refusal(
+                "Pictures are uploaded here, or data: URLs over MCP; other addresses and paths are not opened."
+            )
         value = list(value.values())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for part in value:
-            refuse_addresses(part)
+            check_files(part, folder)
 
 
-class BoundedUploads:
-    """ASGI middleware that takes no more files than the page keeps at a time."""
+def _lies_in(path: Any, folder: Path) -> bool:
+    return (
+        isinstance(path, str)
+        and "\0" not in path
+        and folder in (file := Path(os.path.realpath(path))).parents
+        and file.is_file()
+    )
 
-    def __init__(self, app, folder: str):
-        self.app, self.folder = app, folder
+
+class Guard:
+    """ASGI middleware that takes requests of bounded size, no more files than are kept at a time, and no addresses."""
+
+    def __init__(self, app, sessions: Sessions):
+        self.app, self.sessions = app, sessions
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload"):
-            length = dict(scope["headers"]).get(b"content-length", b"")
-            kept = sum(len(files) for _, _, files in os.walk(self.folder))
-            if not length.isdigit() or int(length) > MAX_UPLOAD or kept >= MAX_FILES:
-                answer = PlainTextResponse("Too large, or too many pictures are open here. Try again later.", 413)
-                return await answer(scope, receive, send)
-        return await self.app(scope, receive, send)
+        refused = self._refused(scope) if scope["type"] == "http" else None
+        if refused:
+            return await PlainTextResponse(*refused)(scope, receive, send)
+        answered = False
+
+        async def send_on(message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except Exception:  # gradio's own, of names and numbers that it does not know
+            if answered:
+                raise
+            await PlainTextResponse("The page takes no such request.", 400)(scope, receive, send)
+
+    def _refused(self, scope) -> tuple[str, int] | None:
+        path = scope["path"].rstrip("/")
+        if re.search(r"/file[=/]\w+:", path) or path.endswith("/process_recording"):
+            return "Addresses are not opened.", 403
+        length = dict(scope["headers"]).get(b"content-length", b"0" if scope["method"] in ("GET", "HEAD") else b"")
+        most = 2 * MAX_LAYER if path.endswith("/component_server") else MAX_UPLOAD
+        if not length.isdigit() or int(length) > most:
+            return f"A request takes at most {most:,} bytes, and says how many.", 413
+        if path.endswith(("/upload", "/mcp", "/mcp/http")) and self.sessions.are_full():
+            return "Too many pictures are open here. Try again later.", 503
+        return None
 
 
 @dataclass(frozen=True)
@@ -204,7 +331,7 @@ class Watch:
     progress: gr.Progress
 
     def __call__(self, step: int, steps: int) -> None:
-        if self.stop.exists():
+        if self.stop.exists() or not self.stop.parent.exists():  # stopped, or left
             raise studio.StoppedError
         self.progress((step, steps), unit="steps")
 
@@ -221,16 +348,25 @@ class Session:
         results: What was made of it.
         chosen: The result that is looked at.
         folder: Where all files of the session are.
+        given: Of gradio's files, those that were used.
+        made: Of gradio's files, those that each part of the page showed last.
+        used: When.
     """
 
+    folder: Path
     photo: editing.Picture | None = None
     small: editing.Picture | None = None
     painted: PIL.Image.Image | None = None
     memory: maps.Memory = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     chosen: int = 0
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="modular-diffdiff-")))
-    began: float = field(default_factory=time.time)
+    given: set[str] = field(default_factory=set)
+    made: dict[int, deque[set[str]]] = field(default_factory=lambda: defaultdict(partial(deque, maxlen=MAX_SHOWN)))
+    used: float = 0
+
+    @property
+    def files(self) -> set[str]:
+        return self.given.union(*(files for shown in self.made.values() for files in shown))
 
     @property
     def stop(self) -> Path:
@@ -246,39 +382,103 @@ class Session:
         return studio.as_picture(keep, "The painting", "painting.png")
 
     def new_folder(self) -> Path:
-        """For one run, which nobody has stopped yet."""
+        """For one run, which nobody has stopped yet; those of results that nobody sees any more go."""
         self.stop.unlink(missing_ok=True)
+        del self.results[:-MAX_RESULTS]
+        for folder in {path for path in self.folder.iterdir() if path.is_dir()} - {r.path.parent for r in self.results}:
+            shutil.rmtree(folder, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=self.folder))
 
 
 class Sessions:
-    """The sessions that are open, by gradio's name for them; when one ends, its files go."""
+    """The sessions that are open, by gradio's name for them; when one ends, its files go.
 
-    def __init__(self, cache: str):
+    Attributes:
+        cache: Where gradio keeps uploads, and copies of what it shows; a file's path holds the hash of its content.
+        own: Of its files, those of the page.
+    """
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="modular-diffdiff-")).resolve()
+        self.cache = self.folder / "cache"
+        self.cache.mkdir()
         self.open: dict[str, Session] = {}
-        self.cache, self.lock, self.began = cache, threading.Lock(), math.inf
+        self.lock, self.own = threading.RLock(), set()
 
     def begin(self) -> None:
         """Marks when visitors come: what lies in the cache until then is the page's own."""
-        self.began = time.time()
+        self.own = self._kept()
+
+    def close(self) -> None:
+        """Deletes all files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def of(self, request: gr.Request) -> Session:
+        return self._named(request.session_hash)
+
+    def _named(self, name: str) -> Session:
         with self.lock:
-            session = self.open.pop(request.session_hash, None) or Session()
-            self.open[request.session_hash] = session  # the one used last comes last
-            unused = next(iter(self.open)) if len(self.open) > MAX_SESSIONS else None
-        self.end(unused)
+            session = self.open.pop(name, None) or Session(Path(tempfile.mkdtemp(dir=self.folder)))
+            self.open[name] = session  # the one used last comes last
+            session.used = time.time()
+            while self._has_too_many():
+                self.end(next(iter(self.open)))
         return session
 
+    def _has_too_many(self) -> bool:
+        sessions = list(self.open.values())
+        pixels = sum(session.photo.pixels.width * session.photo.pixels.height for session in sessions if session.photo)
+        unused = time.time() - sessions[0].used > MAX_UNUSED
+        return unused or (len(sessions) > 1 and (len(sessions) > MAX_SESSIONS or pixels > MAX_OPEN_PIXELS))
+
+    def hold(self, name: str | None, given: list[Any], made: dict[int, Any]) -> None:
+        """Keeps files for a session: what it was given to its end, and of what was made the last."""
+        given, made = self._files_in(given), {part: self._files_in(value) for part, value in made.items()}
+        if name is None or not given.union(*made.values()):
+            return
+        with self.lock:
+            session = self._named(name)
+            before = session.files
+            session.given |= given
+            for part, files in made.items():
+                if files:
+                    session.made[part].append(files)
+            self._release(before)
+
     def end(self, name: str | None) -> None:
-        """Ends a session, and deletes of gradio's copies those that are older than every other session."""
+        """Ends a session, and deletes its files that no other session holds."""
         with self.lock:
             session = self.open.pop(name, None)
-            oldest = min((other.began for other in self.open.values()), default=time.time())
-        if session is None:
-            return
-        session.stop.touch()
-        shutil.rmtree(session.folder, ignore_errors=True)
-        for path in Path(self.cache).rglob("*"):
-            if path.is_file() and self.began < path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+            if session is not None:
+                session.stop.touch()
+                shutil.rmtree(session.folder, ignore_errors=True)
+                self._release(session.files)
+                self.tidy()
+
+    def tidy(self) -> None:
+        """Deletes files that no session used for long after they came."""
+        with self.lock:
+            late = time.time() - MAX_UNCLAIMED
+            self._release({path for path in self._kept() if os.path.exists(path) and os.path.getmtime(path) < late})
+
+    def are_full(self) -> bool:
+        """Whether no more uploads are taken."""
+        self.tidy()
+        sizes = [os.path.getsize(path) for path in self._kept() if os.path.exists(path)]
+        return len(sizes) >= MAX_FILES or sum(sizes) >= MAX_BYTES
+
+    def _release(self, files: set[str]) -> None:
+        for path in files.difference(self.own, *(session.files for session in self.open.values())):
+            Path(path).unlink(missing_ok=True)
+            with suppress(OSError):  # others are in it
+                Path(path).parent.rmdir()
+
+    def _kept(self) -> set[str]:
+        return {os.path.join(folder, name) for folder, _, names in os.walk(self.cache) for name in names}
+
+    def _files_in(self, value: Any) -> set[str]:
+        """Those of the cache that a part's value holds."""
+        if isinstance(value, dict):
+            own = {value["path"]} if _lies_in(value.get("path"), self.cache) else set()
+            return own.union(*map(self._files_in, value.values()))
+        return set().union(*map(self._files_in, value)) if isinstance(value, list | tuple) else set()

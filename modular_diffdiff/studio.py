@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.ImageFilter
 import typer
 
-from . import asking, cli, editing, fans, loading, maps
+from . import asking, cli, editing, fans, loading, maps, options
 from .blocks.diffdiff_preview import draw_preview
 from .still_life.scene import Item, Scene, masks, render
 
@@ -34,6 +34,7 @@ NEEDS = {
     **dict.fromkeys(("ip_adapter", "ip_adapter_scale"), ("ip_adapter_image",)),
 }
 OF_MAPS = (*maps.INPUTS, *maps.SOURCES, "segmenter", "mask_generator", "depth_estimator")
+REMEMBERED = 16  # maps of single sources: every letter of a text makes one
 LOOKED_AT = 1024  # pixels, the longer side
 OnStep = Callable[[int, int], Any] | None
 
@@ -110,7 +111,10 @@ def read_settings(picture: editing.Picture) -> dict[str, Any]:
     told = editing.settings_of(picture)
     if told is None:
         raise loading.UserError(f"{picture.title} holds no settings; it takes a PNG that was made here.")
-    told |= (told.get("diffdiff_map") or {}).get("made") or {}
+    made_of = [told]
+    for name in ("diffdiff_map", "made"):  # a map that was made before it was given to an edit
+        made_of.append(made_of[-1].get(name) if isinstance(made_of[-1], dict) else None)
+    told |= made_of[-1] if isinstance(made_of[-1], dict) else {}
     names = {name: maps.INPUTS.get(name, name) for name in DEFAULTS} | {"negative": "negative_prompt"}
     return {name: told[given] for name, given in {**names, "prompt": "prompt"}.items() if given in told}
 
@@ -177,7 +181,10 @@ class Studio:
             raise loading.UserError("Nothing says what may change: paint over it, or name it.")
         _, request = asking.ask_pictures(painting, params)
         maps.check_pictures(request)
-        return request, as_picture(maps.as_png(maps.make_map(request, memory)), "MAP", "map.png")
+        found = maps.make_map(request, memory)
+        for made_of in list(memory)[:-REMEMBERED]:
+            memory.pop(made_of, None)
+        return request, as_picture(maps.as_png(found), "MAP", "map.png")
 
     def shape(self, photo: editing.Picture, found: editing.Picture, params: dict[str, Any]) -> maps.Request:
         """A map as it is asked for, at a photo's size."""
@@ -211,7 +218,10 @@ class Studio:
             UserError: If something cannot be used.
         """
         pipe, inputs, settings, pictures, params = self._ready(photo, change_map, prompt, params, on_step)
-        for seed in range(params["seed"], params["seed"] + params["count"]):
+        seeds = range(params["seed"], params["seed"] + params["count"])
+        if seeds[-1] > options.MAX_SEED:
+            raise loading.UserError(f"Seeds end at {options.MAX_SEED:,}; take a smaller one.")
+        for seed in seeds:
             with editing.spoken(pictures.titles()):
                 result = pipe(**inputs(seed), output="images")[0]
             path = change_map.with_name(f"{Path(photo.name).stem}-edit-{seed}.png")
@@ -238,7 +248,8 @@ class Studio:
         params = self.complete(params | {"image": photo}) | asked_of_maps
         asking.check_words(prompt, params)
         model, asked = asking.ask_edit(prompt, params)
-        pictures, request = asking.ask_pictures(str(change_map), params)
+        read = replace(editing.read_picture(str(change_map), "MAP"), title="MAP")
+        pictures, request = asking.ask_pictures(read, params)
         model, asked = asking.settle(model, asked, pictures, request)
         keep = maps.make_map(request)
         pipe = self.load(model, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import gradio as gr
 
-from . import editing, loading, serving, studio
+from . import editing, loading, options, serving, studio
+
+
+MAX_LENGTH = 200  # pixels: with 1000, a map of 12 megapixels takes a minute
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,11 @@ class Tools:
     sessions: serving.Sessions
     on_device: Callable
 
-    def edit(self, image, prompt, change_map, text, grow, feather, strength, steps, seed, request: gr.Request) -> str:
+    def edit(self, image, prompt, change_map=None, text="", grow=0, feather=0, strength=1, steps=25, seed=0) -> str:
         """Edits an image towards a prompt, each pixel as strongly as a change map lets it.
 
         Args:
-            image: The image to edit.
+            image: The image to edit, an uploaded file; over MCP, a data: URL.
             prompt: What the changed regions show.
             change_map: The change map: white keeps the image, black lets it change. Or nothing, if text says it.
             text: What may change, in words; or nothing.
@@ -41,28 +45,28 @@ class Tools:
         """
         params = {"strength": strength, "steps": steps, "seed": seed, "overlay": True}
         with serving.shown():
-            ready = self._map(image, change_map, {"text": text, "grow": grow, "feather": feather}, request)
+            ready = self._map(image, change_map, {"text": text, "grow": grow, "feather": feather})
             ((path, _),) = self.on_device(self.work.edit)(image, ready, prompt, params)
             return str(path)
 
-    def make_map(self, image, change_map, text, grow, feather, request: gr.Request) -> str:
+    def make_map(self, image, change_map=None, text="", grow=0, feather=0) -> str:
         """Makes the change map of an image, white where it is kept, of a rough map, a text, or both.
 
         Args:
-            image: The image that the map is for.
+            image: The image that the map is for, an uploaded file; over MCP, a data: URL.
             change_map: A map to begin with, white where the image is kept; or nothing, if text says it.
             text: What may change, in words; or nothing.
             grow: By how many pixels what changes grows; below 0 it shrinks.
             feather: By how many pixels the edge of what changes is softened.
         """
         with serving.shown():
-            return str(self._map(image, change_map, {"text": text, "grow": grow, "feather": feather}, request))
+            return str(self._map(image, change_map, {"text": text, "grow": grow, "feather": feather}))
 
-    def fan(self, image, prompt, change_map, text, grow, feather, steps, seed, request: gr.Request) -> str:
+    def fan(self, image, prompt, change_map=None, text="", grow=0, feather=0, steps=25, seed=0) -> str:
         """Shows one edit of an image at several strengths, side by side.
 
         Args:
-            image: The image to edit.
+            image: The image to edit, an uploaded file; over MCP, a data: URL.
             prompt: What the changed regions show.
             change_map: The change map: white keeps the image, black lets it change. Or nothing, if text says it.
             text: What may change, in words; or nothing.
@@ -72,14 +76,16 @@ class Tools:
             seed: The seed of the noise.
         """
         with serving.shown():
-            ready = self._map(image, change_map, {"text": text, "grow": grow, "feather": feather}, request)
-            return str(self.on_device(self.work.fan)(image, ready, prompt, {"steps": steps, "seed": seed}))
+            ready = self._map(image, change_map, {"text": text, "grow": grow, "feather": feather})
+            params = {"steps": steps, "seed": seed, "overlay": True}
+            return str(self.on_device(self.work.fan)(image, ready, prompt, params))
 
-    def _map(self, image: editing.Picture | None, change_map, params: dict[str, Any], request: gr.Request) -> Path:
+    def _map(self, image: editing.Picture | None, change_map, params: dict[str, Any]) -> Path:
         if image is None:
             raise loading.UserError("image is missing.")
         params = {name: value for name, value in params.items() if value not in ("", None)}
-        return self.work.make_map(image, image, change_map, params, {}, self.sessions.of(request).new_folder())
+        folder = Path(tempfile.mkdtemp(dir=self.sessions.cache))  # what is answered is held there for its session
+        return self.work.make_map(image, image, change_map, params, {}, folder)
 
 
 def offer(work: studio.Studio, sessions: serving.Sessions, on_device: Callable) -> None:
@@ -90,12 +96,12 @@ def offer(work: studio.Studio, sessions: serving.Sessions, on_device: Callable) 
             "image": serving.photo(label="image"),
             "prompt": gr.Textbox(label="prompt", max_length=2000),
             "change_map": serving.photo(label="change_map"),
-            "text": gr.Textbox(label="text", max_length=500),
-            "grow": gr.Number(0, label="grow", minimum=-1000, maximum=1000),
-            "feather": gr.Number(0, label="feather", minimum=0, maximum=1000),
+            "text": gr.Textbox("", label="text", max_length=500),
+            "grow": gr.Number(0, label="grow", minimum=-MAX_LENGTH, maximum=MAX_LENGTH),
+            "feather": gr.Number(0, label="feather", minimum=0, maximum=MAX_LENGTH),
             "strength": gr.Slider(0, 1, 1, label="strength"),
-            "steps": gr.Slider(1, 100, 25, step=1, label="steps"),
-            "seed": gr.Number(0, label="seed", precision=0, minimum=0),
+            "steps": gr.Slider(1, 100, 25, step=1, precision=0, label="steps"),
+            "seed": gr.Number(0, label="seed", precision=0, minimum=0, maximum=options.MAX_SEED),
         }
         made = gr.Image(label="made", format="png", type="filepath")
         for run in (tools.edit, tools.make_map, tools.fan):

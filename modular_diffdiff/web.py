@@ -6,7 +6,8 @@ It holds what visitors see; `studio` does what they ask for, and `serving` keeps
 from __future__ import annotations
 
 import os
-import tempfile
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ class Visit:
         self.anew.click(self.forget, None, opened, **private).then(**look)
         self.preview.select(self.point_at, points, points, **private)
         gr.on([self.edit.click, prompt.submit], self.make_edits, given, made, **slow)
-        self.next.click(lambda n: n + 1, seed, seed, **private).then(self.make_edits, given, made, **slow)
+        self.next.click(lambda n: (n or 0) + 1, seed, seed, **private).then(self.make_edits, given, made, **slow)
         self.fan.click(self.make_fan, given, self.sheet, **slow)
         self.stop.click(self.end_run, queue=False, **private)
         self.results.select(self.choose, None, made[1:], **private)
@@ -208,26 +209,33 @@ def make_page(settings: dict[str, Any], on_device: Callable = lambda run: run) -
     Raises:
         UserError: If there is no such model, or no such device.
     """
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="modular-diffdiff-page-")
-    work, sessions = studio.Studio(settings), serving.Sessions(os.environ["GRADIO_TEMP_DIR"])
+    work = studio.Studio(settings)
     work.check()
+    sessions = serving.Sessions()
+    os.environ["GRADIO_TEMP_DIR"] = str(sessions.cache)
     visit = Visit(work, sessions, on_device)
     with serving.Page(title="modular-diffdiff", analytics_enabled=False) as page:
+        page.sessions = sessions
         visit.draw()
         visit.wire(page)
         tools.offer(work, sessions, on_device)
     sessions.begin()
-    return page.queue(max_size=serving.MAX_QUEUE)
+    return page.queue(max_size=serving.MAX_QUEUE, api_open=False)
 
 
 def launch(page: serving.Page, **given: Any) -> str:
     """Starts a page, and gives its address; what is given goes to `gr.Blocks.launch`."""
-    guard = Middleware(serving.BoundedUploads, folder=os.environ["GRADIO_TEMP_DIR"])
+    if given.get("mcp_server"):
+        from gradio import mcp
+
+        mcp.DEFAULT_TEMP_DIR = str(page.sessions.cache)  # for what comes as data: URLs; else it stays for ever
     _, address, _ = page.launch(
         css=CSS,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         max_file_size=serving.MAX_UPLOAD,
-        app_kwargs={"middleware": [guard]},
+        state_session_capacity=serving.MAX_SESSIONS,
+        enable_monitoring=False,
+        app_kwargs={"middleware": [Middleware(serving.Guard, sessions=page.sessions)]},
         **{"quiet": True, "share": False, "ssr_mode": False, "footer_links": [], "prevent_thread_lock": True},
         **given,
     )
@@ -238,5 +246,9 @@ def serve(settings: dict[str, Any], on_device: Callable = lambda run: run, **giv
     """Serves a page until it is interrupted; arguments as those of `make_page` and `launch`."""
     with editing.quiet_libraries(lambda message: gr.Warning(serving.say(message))):
         page = make_page(settings, on_device)
-        print(launch(page, **given), flush=True)
-        page.block_thread()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        try:
+            print(launch(page, **given), flush=True)
+            page.block_thread()
+        finally:
+            page.close(verbose=False)

@@ -81,17 +81,17 @@ def read_all(stream: BinaryIO) -> bytes:
     return bytes(data)
 
 
-def open_image(data: bytes) -> PIL.Image.Image:
+def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> PIL.Image.Image:
     """A picture, decoded and upright (its EXIF orientation applied), in the file's own mode.
 
     Raises:
-        UnreadableError: If it is damaged or no picture, or has more than `MOST_PIXELS`, before these are decoded.
+        UnreadableError: If it is damaged or no picture, or has more pixels than that, before these are decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PIL's smaller limit, and of damaged tags that do not matter
             image = PIL.Image.open(io.BytesIO(data))
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > most_pixels:
                 raise PIL.Image.DecompressionBombError
             if image.format == "EPS":
                 raise UnreadableError("it is a program (EPS) that draws a picture; save that as PNG")
@@ -100,7 +100,7 @@ def open_image(data: bytes) -> PIL.Image.Image:
     except UnreadableError:
         raise
     except PIL.Image.DecompressionBombError as error:  # PIL has a limit of its own
-        raise UnreadableError(f"it has more than {MOST_PIXELS:,} pixels") from error
+        raise UnreadableError(f"it has more than {most_pixels:,} pixels") from error
     except PIL.UnidentifiedImageError as error:
         raise UnreadableError("it is in no image format that PIL knows") from error
     except Exception as error:  # decoders end in errors of all kinds on damaged files

@@ -108,6 +108,9 @@ class DiffDiffMapTextStep(DiffDiffModelMapSource):
         pictures, texts = pictures * (count // len(pictures)), texts * (count // len(texts))
         model = components.text_segmenter
         inputs = components.text_segmenter_processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+        tokens, most = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
+        if tokens > most:
+            raise BadInputError(f"`map_text` is {tokens} tokens long; the segmenter reads {most}.")
         inputs = inputs.to(components._execution_device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         logits = model(**inputs).logits
