@@ -79,7 +79,7 @@ def map_of_words(scene: Scene, words: str) -> np.ndarray:
     """(SIZE, SIZE): free (0) where the embedded segmenter finds the words and near it, kept (1) elsewhere."""
     blocks = {"map_text": DiffDiffMapTextStep(), "shape_map": DiffDiffShapeMapStep()}
     pipe = SequentialPipelineBlocks.from_blocks_dict(blocks).init_pipeline()
-    kinds = {name: kind for name, (kind, _) in DiffDiffMapTextStep.models.items()}
+    kinds = tuple((name, kind) for name, (kind, _) in DiffDiffMapTextStep.models.items())
     pipe.update_components(**loading.load_map_model(loading.EMBEDDED, "--segmenter", kinds))
     made = pipe(
         image=PIL.Image.fromarray(render(scene)),

@@ -112,11 +112,11 @@ def find_map_model(location: str, option: str) -> str:
     return _find(location, option, ("config.json",))
 
 
-def load_map_model(location: str, option: str, kinds: dict[str, type]) -> dict[str, Any]:
+def load_map_model(location: str, option: str, kinds: tuple[tuple[str, type], ...]) -> dict[str, Any]:
     """The components of a source of change maps.
 
     Args:
-        kinds: What has `from_pretrained`, by the component's name.
+        kinds: Names of components, and what has `from_pretrained` for each.
 
     Raises:
         UserError: If one cannot be loaded.
@@ -125,7 +125,7 @@ def load_map_model(location: str, option: str, kinds: dict[str, type]) -> dict[s
     found = find_map_model(location, option)
     _ask_hub(option, found)
     with _named(option, location):
-        return {name: kind.from_pretrained(found) for name, kind in kinds.items()}
+        return {name: kind.from_pretrained(found) for name, kind in kinds}
 
 
 def _find(location: str, option: str, indexes: tuple[str, ...]) -> str:

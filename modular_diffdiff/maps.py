@@ -6,6 +6,7 @@ Heavy libraries are imported where they are used: a mistake in a file's name is 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,13 +102,14 @@ def check_pictures(request: Request) -> None:
             diffdiff_map.load_maps(request.inputs["diffdiff_map"].pixels)
 
 
-def make_map(request: Request, memory: Memory | None = None) -> np.ndarray:
+def make_map(request: Request, memory: Memory | None = None, load: Callable | None = None) -> np.ndarray:
     """(H, W) floats in [0, 1], 1 where the original stays; of the image's size, if it is made or shaped.
 
     Where nothing says what changes, everything may.
 
     Args:
         memory: What sources made before, and do not make again; what they make now is added.
+        load: Loads models, as `loading.load_map_model` does.
 
     Raises:
         UserError: If a model cannot be loaded, or a block refuses an input.
@@ -121,7 +123,8 @@ def make_map(request: Request, memory: Memory | None = None) -> np.ndarray:
     inputs, memory = request.inputs, {} if memory is None else memory
     how = inputs.get("map_combine", DEFAULTS["map_combine"])
     with editing.spoken(request.titles()):
-        made = [_ask(source(), request, memory) for source in SOURCES if source.needs[0] in inputs]
+        load = load or loading.load_map_model
+        made = [_ask(source(), request, memory, load) for source in SOURCES if source.needs[0] in inputs]
         keep = functools.reduce(functools.partial(combine, how=how), made) if made else None
         if "diffdiff_map" in inputs:
             given = read_maps(inputs["diffdiff_map"].pixels, inputs.get("invert_diffdiff_map", False))
@@ -134,7 +137,7 @@ def make_map(request: Request, memory: Memory | None = None) -> np.ndarray:
         return read_maps(shaped)[0][0, 0].numpy()
 
 
-def _ask(source: Any, request: Request, memory: Memory) -> torch.Tensor:
+def _ask(source: Any, request: Request, memory: Memory, load: Callable) -> torch.Tensor:
     """(1, 1, H, W): the map of one source, a block."""
     (asks,) = source.needs
     names = {asks, *source.takes} - {"diffdiff_map", "invert_diffdiff_map", "map_combine"}
@@ -148,8 +151,8 @@ def _ask(source: Any, request: Request, memory: Memory) -> torch.Tensor:
         }
         pipe = source.init_pipeline()
         if asks in request.models:
-            kinds = {name: kind for name, (kind, _) in source.models.items()}
-            pipe.update_components(**loading.load_map_model(request.models[asks], OPTIONS[asks], kinds))
+            kinds = tuple((name, kind) for name, (kind, _) in source.models.items())
+            pipe.update_components(**load(request.models[asks], OPTIONS[asks], kinds))
         memory[made_of] = pipe(**asked | pixels, output="diffdiff_map")
     return memory[made_of]
 

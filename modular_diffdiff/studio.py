@@ -143,6 +143,7 @@ class Studio:
 
     settings: dict[str, Any]
     load: Callable = field(default_factory=lambda: functools.lru_cache(maxsize=1)(loading.load_pipeline))
+    load_map_model: Callable = field(default_factory=lambda: functools.lru_cache(maxsize=3)(loading.load_map_model))
 
     def check(self) -> None:
         """Looks for the models, as far as can be seen without loading them.
@@ -181,7 +182,7 @@ class Studio:
             raise loading.UserError("Nothing says what may change: paint over it, or name it.")
         _, request = asking.ask_pictures(painting, params)
         maps.check_pictures(request)
-        found = maps.make_map(request, memory)
+        found = maps.make_map(request, memory, self.load_map_model)
         for made_of in list(memory)[:-REMEMBERED]:
             memory.pop(made_of, None)
         return request, as_picture(maps.as_png(found), "MAP", "map.png")

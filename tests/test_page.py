@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
+from transformers import CLIPSegForImageSegmentation
 from typer.testing import CliRunner
 
 from modular_diffdiff import editing, loading, maps, studio
@@ -921,16 +922,20 @@ def test_settings_come_back_from_edits_and_maps(folder):
 
 
 def test_a_model_does_not_run_again_when_only_the_shape_changes(work, monkeypatch):
-    loaded = []
-    load = loading.load_map_model
-    monkeypatch.setattr(loading, "load_map_model", lambda *given: loaded.append(given) or load(*given))
+    loads, runs = [], []
+    load, forward = loading.load_map_model, CLIPSegForImageSegmentation.forward
+    monkeypatch.setattr(loading, "load_map_model", lambda *given: loads.append(given) or load(*given))
+    monkeypatch.setattr(
+        CLIPSegForImageSegmentation, "forward", lambda self, **given: runs.append(1) or forward(self, **given)
+    )
+    work = studio.Studio(work.settings)  # which has loaded nothing
     photo = studio.as_picture(Image.open(io.BytesIO(PHOTO)).convert("RGB"), "Photo", "photo.png")
     memory = {}
     for shape in ({}, {"grow": 4}, {"feather": 3, "strength": 0.5}, {"limits": (0.2, 0.8)}):
         work.preview(photo, photo, None, {"text": "the apple"} | shape, memory)
-    assert len(loaded) == 1
+    assert (len(loads), len(runs)) == (1, 1)
     work.preview(photo, photo, None, {"text": "the background"}, memory)
-    assert len(loaded) == 2
+    assert (len(loads), len(runs)) == (1, 2)
 
 
 def test_what_sources_made_is_remembered_within_bounds():
