@@ -86,7 +86,9 @@ class Controls:
             add["crop"] = gr.Number(
                 label="Only around the change (pixels; empty: all)", value=None, precision=0, minimum=0
             )
-            self.dropped = serving.photo(label="Drop a picture that was made here: its settings come back", height=100)
+            self.dropped = serving.photo(
+                label="Drop a picture that was made here: its settings come back", height=100, elem_id="dropped"
+            )
         steered = bool(self.steered_by)
         with gr.Accordion("Follow outlines or a picture", open=False, visible=steered, elem_classes="later"):
             for name, label in (("control_image", "Outlines to follow"), ("ip_adapter_image", "A picture as a prompt")):

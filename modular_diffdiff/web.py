@@ -14,31 +14,13 @@ import gradio as gr
 import PIL.Image
 from starlette.middleware import Middleware
 
-from . import controls, editing, loading, maps, serving, studio, tools
+from . import controls, editing, loading, looks, maps, serving, studio, tools
 
 
 INTRO = """# Edit what you paint
 Paint over what may change: **the stronger the red, the more it changes**; the rest stays. The palette beside the photo
 has four strengths of red.
 """
-THEME = gr.themes.Default(
-    primary_hue="red", neutral_hue="zinc", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-)
-# On a phone both columns become one, and what is `later` in them comes last. In the head, as gradio changes selectors.
-HEAD = """<style>
-footer, .layer-wrap {display: none !important}
-.gradio-container .app {max-width: 1400px !important; margin: auto}
-.gradio-container h1 {margin: 0 !important}
-.examples .grid-wrap {padding-top: 24px}
-.command textarea {font-family: monospace}
-@media (max-width: 720px) {
-    .gradio-container .app {padding: 8px !important; max-width: 100vw !important}
-    .sides {flex-direction: column; align-items: stretch !important; width: 100%}
-    .sides > .column {display: contents !important}
-    .sides > .column > * {min-width: 0 !important; max-width: calc(100vw - 16px)}
-    .later {order: 1}
-}
-</style>"""
 
 
 class Visit:
@@ -76,49 +58,42 @@ class Visit:
         with gr.Row():
             self.photo = serving.photo(
                 label="Photo",
+                elem_id="photo",
                 sources=["upload", "clipboard"],
                 placeholder="Drop a photo, or click",
                 height=140,
                 min_width=200,
                 buttons=[],
             )
-            self.examples = gr.Gallery(
-                [str(path) for path in self.files],
+            self.examples = looks.thumbnails(
+                value=[str(path) for path in self.files],
                 label="Or try one of these",
                 columns=3,
                 height=140,
                 min_width=200,
-                allow_preview=False,
-                format="png",
-                buttons=[],
                 elem_classes="examples",
             )
-        with gr.Column(
-            visible=False
-        ) as self.easel:  # gradio would forget how the painting is read if it was hidden itself
-            self.painting = serving.painting(label="Paint here", height=480)
+        # Not hidden itself: gradio would build it again, without `serving`. Nor left out: it swallows the first change.
+        with gr.Column(visible="hidden") as self.easel:
+            self.painting = serving.painting(label="Paint here", height=480, elem_id="painting")
         self.anew = gr.Button("Forget what was painted before", size="sm", visible=False)
 
     def _draw_results(self) -> None:
         with gr.Tabs() as self.views:
             with gr.Tab("What may change", id="map"):
-                self.preview = gr.Image(
-                    show_label=False, format="png", interactive=False, buttons=["fullscreen"], height=380
-                )
+                self.preview = looks.picture(elem_id="preview", buttons=["fullscreen"])
             with gr.Tab("Before and after", id="result"):
-                self.compare = gr.ImageSlider(show_label=False, format="png", max_height=380)
+                self.compare = gr.ImageSlider(elem_id="compared", show_label=False, format="png", max_height=380)
             with gr.Tab("Strengths", id="fan"):
-                self.sheet = gr.Image(
-                    show_label=False, format="png", interactive=False, buttons=["fullscreen", "download"], height=380
-                )
+                self.sheet = looks.picture(elem_id="strengths", buttons=["fullscreen", "download"])
         with gr.Column(visible=False) as self.made:
             with gr.Row():
                 self.png = gr.DownloadButton("Save picture", size="sm", min_width=90)
                 self.map = gr.DownloadButton("Save map", size="sm", min_width=90)
                 self.further = gr.Button("Edit this result further", size="sm", min_width=90)
-            self.results = gr.Gallery(
+            self.results = looks.thumbnails(
                 **{"show_label": False, "columns": 5, "height": 120, "fit_columns": False, "object_fit": "contain"},
-                **{"format": "png", "allow_preview": False, "buttons": []},
+                elem_id="results",
             )
             self.command = gr.Textbox(
                 label="The same on the command line, where photo and map are",
@@ -126,7 +101,7 @@ class Visit:
                 buttons=["copy"],
                 lines=1,
                 max_lines=4,
-                elem_classes="command",
+                elem_id="command",
             )
 
     # What happens
@@ -283,8 +258,8 @@ def launch(page: serving.Page, **given: Any) -> str:
     """Starts a page, and gives its address; what is given goes to `gr.Blocks.launch`."""
     guard = Middleware(serving.BoundedUploads, folder=os.environ["GRADIO_TEMP_DIR"])
     _, address, _ = page.launch(
-        head=HEAD,
-        theme=THEME,
+        head=looks.HEAD,
+        theme=looks.THEME,
         max_file_size=serving.MAX_UPLOAD,
         app_kwargs={"middleware": [guard]},
         **{"quiet": True, "share": False, "ssr_mode": False, "footer_links": [], "prevent_thread_lock": True},
