@@ -113,7 +113,7 @@ class Visit:
         slow = {"concurrency_id": "device", "concurrency_limit": 1, **private}
         slow["show_progress_on"] = [self.preview, self.compare, self.sheet]
         look = {
-            **{"fn": self.look, "inputs": given, "outputs": [self.preview, self.views], "show_progress": "hidden"},
+            **{"fn": self.look, "inputs": set(asked), "outputs": [self.preview, self.views], "show_progress": "hidden"},
             **{"trigger_mode": "always_last", "concurrency_limit": 2, **private},
         }
         opened = [self.painting, self.easel, self.anew, self.made, self.results, self.compare, self.sheet]
@@ -122,7 +122,9 @@ class Visit:
         for event in (self.photo.upload, self.photo.clear):
             event(self.open, self.photo, opened, **private).then(**look)
         self.examples.select(self.open_example, None, [*opened, self.photo, prompt], **private).then(**look)
-        gr.on([part.change for part in (self.painting, *self.controls.of_map)], **look)
+        gr.on([part.change for part in self.controls.of_map], **look)
+        # Apart, as a browser draws and sends a painting anew for every event that asks for it.
+        self.painting.change(self.keep, self.painting, trigger_mode="always_last", **private).then(**look)
         self.anew.click(self.forget, None, opened, **private).then(**look)
         self.preview.select(self.point_at, points, points, **private)
         gr.on([self.edit.click, prompt.submit], self.make_edits, given, made, **slow)
@@ -163,15 +165,19 @@ class Visit:
         if photo is not None:
             editing.check_picture(photo, transparent=True)
         session.photo, session.painted, session.memory, session.results = photo, painting, {}, []
+        session.strokes = None
         session.small = photo and studio.small_copy(photo, serving.COPY_SIDE)
         to_paint_on = photo and {"background": session.small.pixels, "layers": [], "composite": None}
         seen = (gr.update(visible=what) for what in (photo is not None, painting is not None, False))
         return to_paint_on, *seen, [], None, None
 
+    def keep(self, painting: editing.Picture | None, request: gr.Request) -> None:
+        self.sessions.of(request).strokes = painting
+
     def look(self, given: dict, request: gr.Request):
         """The map over the photo, to be seen; the photo alone while nothing says what may change."""
         session, params = self.sessions.of(request), self.controls.params_of(given)
-        painting = session.painting(given[self.painting])
+        painting = session.painting(session.strokes)
         if session.photo is None or (painting is None and not maps.are_asked(studio.DEFAULTS | params)):
             return session.small and session.small.pixels, gr.update(selected="map")
         with serving.shown():
