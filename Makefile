@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/modular-diffdiff demo --out demo --overwrite
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 test-matrix: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet nox virtualenv
@@ -36,5 +36,5 @@ benchmark: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lora]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lora,web]"
 	touch $@

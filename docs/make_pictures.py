@@ -1,12 +1,14 @@
-"""Makes the pictures of the README and of these pages: `python docs/make_pictures.py`."""
+"""Makes the pictures of the README and of these pages: `PYTHONPATH=. python docs/make_pictures.py`."""
 
 import contextlib
+import io
 import tempfile
 from pathlib import Path
 
 import torch
 from conftest import PARSERS
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from sybil import Document
 
 from benchmarks import exactness
@@ -15,6 +17,7 @@ from modular_diffdiff.blocks.diffdiff_preview import draw_preview
 from modular_diffdiff.catalog import PACKAGE
 from modular_diffdiff.still_life import GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import Scene, render
+from tests.browser import CHROMIUM, Visitor, served
 
 
 FOLDER = Path(__file__).parent
@@ -79,6 +82,23 @@ def repeated() -> Image.Image:
     return demo.draw_sheet([("32 pixels at a time, along the upper and lower edge", tiles)])
 
 
+def page() -> Image.Image:
+    """The page after an edit of the first example."""
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder, "log")) as address, sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        visitor = Visitor(browser, address)
+        with visitor.waits("preview", "open"):
+            visitor.tab.locator(".examples button").first.click()
+        visitor.tab.wait_for_timeout(3000)  # the editor draws
+        with visitor.waits("results", "edit"):
+            visitor.press("Edit")
+        visitor.tab.mouse.move(0, 0)
+        visitor.tab.wait_for_timeout(2000)
+        shot = visitor.tab.screenshot()
+        browser.close()
+    return Image.open(io.BytesIO(shot)).convert("RGB")
+
+
 def run_page(name: str, pictures: Path) -> None:
     """Runs the code of NAME.md, and keeps the pictures that it saves."""
     page = FOLDER / f"{name}.md"
@@ -97,6 +117,7 @@ def main() -> None:
         words().save(FOLDER / "words.png", optimize=True)
         polarity().save(CARD / "polarity.png", optimize=True)
         repeated().save(FOLDER / "repeated.png", optimize=True)
+        page().save(FOLDER / "page.png", optimize=True)
     run_page("tutorial", FOLDER / "tutorial")
     run_page("workflows", CARD / "workflows")
     run_page("maps", FOLDER / "maps")

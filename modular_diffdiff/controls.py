@@ -13,7 +13,7 @@ MAX_COUNT = 8
 
 
 def share(label: str, value: float) -> gr.Slider:
-    return gr.Slider(0, 1, value, step=0.05, label=label)
+    return gr.Slider(0, 1, value, step=0.05, label=label, min_width=140)
 
 
 class Controls:
@@ -21,6 +21,7 @@ class Controls:
 
     Attributes:
         params: Those that hold one parameter of `edit`, by its name.
+        of_map: Those that say what may change.
         depth: Those of its pairs, as `levels` and `limits`; `by_depth` says whether it counts.
         prompt: What the changed regions show, an argument of `edit`.
     """
@@ -38,7 +39,17 @@ class Controls:
     def draw_sources(self) -> None:
         add = self.params
         add["text"] = gr.Textbox(label="Or say it in words", placeholder="the apple", max_length=500)
-        with gr.Accordion("Point at it, or measure it", open=False):
+        with gr.Accordion("Shape what may change", open=True, elem_classes="later"), gr.Row():
+            add["grow"] = gr.Slider(-64, 64, 0, step=1, label="Grow (px)", min_width=140)
+            add["feather"] = gr.Slider(0, 64, 0, step=1, label="Feather (px)", min_width=140)
+            add["strength"] = share("Strength", 1)
+        with gr.Accordion("Levels, limits and softness", open=False, elem_classes="later"):
+            with gr.Row():
+                self.levels = share("Levels: free up to", 0), share("Levels: kept from", 1)
+            with gr.Row():
+                self.limits = share("Limits: at least", 0), share("Limits: at most", 1)
+            add["softness"] = share("Softness (how much of the photo shines through)", 0)
+        with gr.Accordion("Point at it, or measure it", open=False, elem_classes="later"):
             add["threshold"] = share("Sure from (0: soft)", 0)
             with gr.Row():
                 add["point"] = gr.Textbox(label="Points", placeholder="120,80; 30,40,0", max_length=500)
@@ -58,21 +69,11 @@ class Controls:
                 value="change",
                 label="Several of these and the painting together",
             )
-        with gr.Accordion("Shape it", open=True):
-            with gr.Row():
-                add["grow"] = gr.Slider(-64, 64, 0, step=1, label="Grow (pixels)")
-                add["feather"] = gr.Slider(0, 64, 0, step=1, label="Feather (pixels)")
-            with gr.Row():
-                add["strength"] = share("Strength", 1)
-                add["softness"] = share("Softness", 0)
-            with gr.Row():
-                self.levels = share("Levels: free up to", 0), share("Levels: kept from", 1)
-            with gr.Row():
-                self.limits = share("Limits: at least", 0), share("Limits: at most", 1)
+        self.of_map = [*add.values(), self.by_depth, *self.depth, *self.levels, *self.limits]
 
     def draw_settings(self) -> None:
         add = self.params
-        with gr.Accordion("Settings", open=False):
+        with gr.Accordion("Settings", open=False, elem_classes="later"):
             add["negative"] = gr.Textbox(label="What not to show", max_length=2000)
             with gr.Row():
                 add["steps"] = gr.Slider(1, 100, 25, step=1, label="Steps")
@@ -85,8 +86,11 @@ class Controls:
             add["crop"] = gr.Number(
                 label="Only around the change (pixels; empty: all)", value=None, precision=0, minimum=0
             )
-            self.dropped = serving.photo(label="Drop a picture that was made here: its settings come back", height=100)
-        with gr.Accordion("Steer", open=False, visible=bool(self.steered_by)):
+            self.dropped = serving.photo(
+                label="Drop a picture that was made here: its settings come back", height=100, elem_id="dropped"
+            )
+        steered = bool(self.steered_by)
+        with gr.Accordion("Follow outlines or a picture", open=False, visible=steered, elem_classes="later"):
             for name, label in (("control_image", "Outlines to follow"), ("ip_adapter_image", "A picture as a prompt")):
                 add[name] = serving.photo(label=label, height=120, visible=name in self.steered_by)
 

@@ -344,6 +344,7 @@ class Session:
         photo: What is edited.
         small: The same as it is painted on and looked at, of at most `COPY_SIDE` pixels.
         painted: What was painted on it before, as a change map: gradio's editor cannot be given strokes.
+        strokes: What is painted on it now.
         memory: What the sources of maps made of it.
         results: What was made of it.
         chosen: The result that is looked at.
@@ -357,6 +358,7 @@ class Session:
     photo: editing.Picture | None = None
     small: editing.Picture | None = None
     painted: PIL.Image.Image | None = None
+    strokes: editing.Picture | None = None
     memory: maps.Memory = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     chosen: int = 0

@@ -15,13 +15,13 @@ import gradio as gr
 import PIL.Image
 from starlette.middleware import Middleware
 
-from . import controls, editing, loading, maps, serving, studio, tools
+from . import controls, editing, loading, looks, maps, serving, studio, tools
 
 
-INTRO = (
-    "# Edit what you paint\nPaint over what may change: **the stronger the red, the more it changes**; the rest stays."
-)
-CSS = "footer {display: none !important} .gradio-container {max-width: 1400px !important; margin: auto}"
+INTRO = """# Edit what you paint
+Paint over what may change: **the stronger the red, the more it changes**; the rest stays. The palette beside the photo
+has four strengths of red.
+"""
 
 
 class Visit:
@@ -40,40 +40,70 @@ class Visit:
 
     def draw(self) -> None:
         gr.Markdown(INTRO)
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                with gr.Row():
-                    self.photo = serving.photo(label="Photo", sources=["upload", "clipboard"], height=180)
-                    self.examples = gr.Gallery(
-                        [str(path) for path in self.files],
-                        label="Or try one of these",
-                        columns=3,
-                        height=180,
-                        allow_preview=False,
-                        format="png",
-                    )
-                self.painting = serving.painting(label="Paint what may change")
-                self.anew = gr.Button("Forget what was painted before", size="sm", visible=False)
+        with gr.Row(elem_classes="sides"):
+            with gr.Column(scale=3, min_width=300):
+                self._draw_photo()
                 self.controls.draw_sources()
-            with gr.Column(scale=2, min_width=320):
-                self.preview = gr.Image(
-                    label="What may change", format="png", interactive=False, buttons=["fullscreen"]
-                )
+            with gr.Column(scale=2, min_width=300):
                 self.controls.draw_prompt()
                 with gr.Row():
-                    self.edit, self.next = gr.Button("Edit", variant="primary"), gr.Button("Next seed")
-                    self.fan, self.stop = gr.Button("How strong?"), gr.Button("Stop", variant="stop")
-                self.controls.draw_settings()
-                self.results = gr.Gallery(label="Results", columns=4, height=160, format="png", allow_preview=False)
-                self.compare = gr.ImageSlider(label="Before and after", format="png", max_height=420)
-                self.sheet = gr.Image(label="At several strengths", format="png", visible=False)
-                self.further = gr.Button("Edit this result further")
+                    self.edit = gr.Button("Edit", variant="primary", scale=2, min_width=80)
+                    self.stop = gr.Button("Stop", min_width=80)
                 with gr.Row():
-                    self.png = gr.DownloadButton("Picture", interactive=False)
-                    self.map = gr.DownloadButton("Map", interactive=False)
-                self.command = gr.Code(
-                    label="The same on the command line", language="shell", interactive=False, wrap_lines=True, lines=2
-                )
+                    self.next = gr.Button("Another one (next seed)", size="sm", min_width=120)
+                    self.fan = gr.Button("Compare strengths", size="sm", min_width=120)
+                self._draw_results()
+                self.controls.draw_settings()
+
+    def _draw_photo(self) -> None:
+        with gr.Row():
+            self.photo = serving.photo(
+                label="Photo",
+                elem_id="photo",
+                sources=["upload", "clipboard"],
+                placeholder="Drop a photo, or click",
+                height=140,
+                min_width=200,
+                buttons=[],
+            )
+            self.examples = looks.thumbnails(
+                value=[str(path) for path in self.files],
+                label="Or try one of these",
+                columns=3,
+                height=140,
+                min_width=200,
+                elem_classes="examples",
+            )
+        # Not hidden itself: gradio would build it again, without `serving`. Nor left out: it swallows the first change.
+        with gr.Column(visible="hidden") as self.easel:
+            self.painting = serving.painting(label="Paint here", height=480, elem_id="painting")
+        self.anew = gr.Button("Forget what was painted before", size="sm", visible=False)
+
+    def _draw_results(self) -> None:
+        with gr.Tabs() as self.views:
+            with gr.Tab("What may change", id="map"):
+                self.preview = looks.picture(elem_id="preview", buttons=["fullscreen"])
+            with gr.Tab("Before and after", id="result"):
+                self.compare = gr.ImageSlider(elem_id="compared", show_label=False, format="png", max_height=380)
+            with gr.Tab("Strengths", id="fan"):
+                self.sheet = looks.picture(elem_id="strengths", buttons=["fullscreen", "download"])
+        with gr.Column(visible=False) as self.made:
+            with gr.Row():
+                self.png = gr.DownloadButton("Save picture", size="sm", min_width=90)
+                self.map = gr.DownloadButton("Save map", size="sm", min_width=90)
+                self.further = gr.Button("Edit this result further", size="sm", min_width=90)
+            self.results = looks.thumbnails(
+                **{"show_label": False, "columns": 5, "height": 120, "fit_columns": False, "object_fit": "contain"},
+                elem_id="results",
+            )
+            self.command = gr.Textbox(
+                label="The same on the command line, where photo and map are",
+                interactive=False,
+                buttons=["copy"],
+                lines=1,
+                max_lines=4,
+                elem_id="command",
+            )
 
     # What happens
 
@@ -82,22 +112,25 @@ class Visit:
         given = {self.painting, *asked}
         private = {"api_visibility": "private"}
         slow = {"concurrency_id": "device", "concurrency_limit": 1, **private}
+        slow["show_progress_on"] = [self.preview, self.compare, self.sheet]
         look = {
-            **{"fn": self.look, "inputs": given, "outputs": self.preview, "show_progress": "hidden"},
+            **{"fn": self.look, "inputs": set(asked), "outputs": [self.preview, self.views], "show_progress": "hidden"},
             **{"trigger_mode": "always_last", "concurrency_limit": 2, **private},
         }
-        opened = [self.painting, self.anew, self.results, self.compare, self.sheet]
-        made = [self.results, self.compare, self.png, self.map, self.command]
+        opened = [self.painting, self.easel, self.anew, self.made, self.results, self.compare, self.sheet]
+        made = [self.results, self.made, self.views, self.compare, self.png, self.map, self.command]
         seed, points = self.controls.params["seed"], self.controls.params["point"]
         for event in (self.photo.upload, self.photo.clear):
             event(self.open, self.photo, opened, **private).then(**look)
         self.examples.select(self.open_example, None, [*opened, self.photo, prompt], **private).then(**look)
-        gr.on([self.painting.change, *(part.change for part in asked if part is not prompt)], **look)
+        gr.on([part.change for part in self.controls.of_map], **look)
+        # Apart, as a browser draws and sends a painting anew for every event that asks for it.
+        self.painting.change(self.keep, self.painting, trigger_mode="always_last", **private).then(**look)
         self.anew.click(self.forget, None, opened, **private).then(**look)
         self.preview.select(self.point_at, points, points, **private)
         gr.on([self.edit.click, prompt.submit], self.make_edits, given, made, **slow)
         self.next.click(lambda n: (n or 0) + 1, seed, seed, **private).then(self.make_edits, given, made, **slow)
-        self.fan.click(self.make_fan, given, self.sheet, **slow)
+        self.fan.click(self.make_fan, given, [self.sheet, self.views], **slow)
         self.stop.click(self.end_run, queue=False, **private)
         self.results.select(self.choose, None, made[1:], **private)
         self.further.click(self.go_on, self.painting, opened, **private).then(**look)
@@ -133,18 +166,24 @@ class Visit:
         if photo is not None:
             editing.check_picture(photo, transparent=True)
         session.photo, session.painted, session.memory, session.results = photo, painting, {}, []
+        session.strokes = None
         session.small = photo and studio.small_copy(photo, serving.COPY_SIDE)
         to_paint_on = photo and {"background": session.small.pixels, "layers": [], "composite": None}
-        return to_paint_on, gr.update(visible=painting is not None), [], None, gr.update(value=None, visible=False)
+        seen = (gr.update(visible=what) for what in (photo is not None, painting is not None, False))
+        return to_paint_on, *seen, [], None, None
 
-    def look(self, given: dict, request: gr.Request) -> PIL.Image.Image | None:
-        """The map over the photo; the photo alone while nothing says what may change."""
+    def keep(self, painting: editing.Picture | None, request: gr.Request) -> None:
+        self.sessions.of(request).strokes = painting
+
+    def look(self, given: dict, request: gr.Request):
+        """The map over the photo, to be seen; the photo alone while nothing says what may change."""
         session, params = self.sessions.of(request), self.controls.params_of(given)
-        painting = session.painting(given[self.painting])
+        painting = session.painting(session.strokes)
         if session.photo is None or (painting is None and not maps.are_asked(studio.DEFAULTS | params)):
-            return session.small and session.small.pixels
+            return session.small and session.small.pixels, gr.update(selected="map")
         with serving.shown():
-            return self.work.preview(session.photo, session.small, painting, params, session.memory)
+            preview = self.work.preview(session.photo, session.small, painting, params, session.memory)
+        return preview, gr.update(selected="map")
 
     def point_at(self, points: str, place: gr.SelectData, request: gr.Request) -> str:
         small, (x, y) = self.sessions.of(request).small, place.index
@@ -168,13 +207,13 @@ class Visit:
             for path, command in self.on_device(self.work.edit)(*asked):
                 session.results.append(serving.Result(path, asked[1], command))
                 session.chosen = len(session.results) - 1
-                made = [(studio.small_file(result.path), result.path.stem) for result in session.results]
+                made = [studio.small_file(result.path) for result in session.results]
                 yield gr.update(value=made, selected_index=session.chosen), *self._show(session)
 
     def make_fan(self, given: dict, request: gr.Request, progress: gr.Progress = gr.Progress()):  # noqa: B008
         with serving.shown():
             _, asked = self._begin(given, request, progress)
-            return gr.update(value=str(self.on_device(self.work.fan)(*asked)), visible=True)
+            return str(self.on_device(self.work.fan)(*asked)), gr.update(selected="fan")
 
     def choose(self, chosen: gr.SelectData, request: gr.Request):
         session = self.sessions.of(request)
@@ -184,8 +223,9 @@ class Visit:
     def _show(self, session: serving.Session):
         """The result that is looked at: before and after, its files, and the command line."""
         result = session.results[session.chosen]
-        files = (gr.update(value=str(path), interactive=True) for path in (result.path, result.change_map))
-        return (session.small.pixels, studio.small_file(result.path)), *files, result.command
+        files = (str(path) for path in (result.path, result.change_map))
+        pair = session.small.pixels, studio.small_file(result.path)
+        return gr.update(visible=True), gr.update(selected="result"), pair, *files, result.command
 
     def end_run(self, request: gr.Request) -> None:
         self.sessions.of(request).stop.touch()
@@ -230,8 +270,8 @@ def launch(page: serving.Page, **given: Any) -> str:
 
         mcp.DEFAULT_TEMP_DIR = str(page.sessions.cache)  # for what comes as data: URLs; else it stays for ever
     _, address, _ = page.launch(
-        css=CSS,
-        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        head=looks.HEAD,
+        theme=looks.THEME,
         max_file_size=serving.MAX_UPLOAD,
         state_session_capacity=serving.MAX_SESSIONS,
         enable_monitoring=False,
