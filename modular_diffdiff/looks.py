@@ -33,5 +33,5 @@ def picture(**given: Any) -> gr.Image:
 
 
 def thumbnails(**given: Any) -> gr.Gallery:
-    """Small pictures, one of which is chosen."""
+    """Small pictures to choose from."""
     return gr.Gallery(format="png", allow_preview=False, buttons=[], **given)

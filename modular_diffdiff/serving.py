@@ -35,10 +35,10 @@ from .blocks.diffdiff_preview import CHANGED
 
 
 RED = "#{:02x}{:02x}{:02x}".format(*CHANGED)
-COPY_SIDE = 1024  # pixels, the longer side of what is painted on: on larger ones every stroke takes seconds
+COPY_SIDE = 768  # pixels, the longer side of what is painted on: on larger ones every stroke takes seconds
 MAX_UPLOAD, MAX_LAYER = 64 * 2**20, 5 * COPY_SIDE**2  # bytes of a request, of a painting in it
 MAX_PIXELS, MAX_OPEN_PIXELS = 2**26, 2**29  # of a picture, of the photos of all sessions
-MAX_FILES, MAX_BYTES = 500, 4 * 2**30  # of what is kept at a time, for all sessions
+MAX_FILES, MAX_BYTES = 2000, 4 * 2**30  # of what is kept at a time, for all sessions
 MAX_WAITING, MAX_SESSIONS, MAX_QUEUE = 64, 100, 32
 MAX_RESULTS, MAX_SHOWN = 48, 16  # of a session; of one part of its page, the last values
 MAX_UNUSED, MAX_UNCLAIMED = 24 * 3600, 3600  # seconds, of sessions and of files
