@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import editing, loading, options, serving, studio
+from . import editing, loading, options, serving, studio, visitors
 
 
 MAX_LENGTH = 200  # pixels: with 1000, a map of 12 megapixels takes a minute
@@ -26,7 +26,7 @@ class Tools:
     """
 
     work: studio.Studio
-    sessions: serving.Sessions
+    sessions: visitors.Sessions
     on_device: Callable
 
     def edit(self, image, prompt, change_map=None, text="", grow=0, feather=0, strength=1, steps=25, seed=0) -> str:
@@ -88,7 +88,7 @@ class Tools:
         return self.work.make_map(image, image, change_map, params, {}, folder)
 
 
-def offer(work: studio.Studio, sessions: serving.Sessions, on_device: Callable) -> None:
+def offer(work: studio.Studio, sessions: visitors.Sessions, on_device: Callable) -> None:
     """Adds the functions to the page that is being drawn, where nobody sees them."""
     tools = Tools(work, sessions, on_device)
     with gr.Row(visible=False):

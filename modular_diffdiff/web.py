@@ -15,7 +15,7 @@ import gradio as gr
 import PIL.Image
 from starlette.middleware import Middleware
 
-from . import controls, editing, loading, looks, maps, serving, studio, tools
+from . import controls, editing, loading, looks, maps, serving, studio, tools, visitors
 
 
 INTRO = """# Edit what you paint
@@ -31,7 +31,7 @@ class Visit:
         on_device: Wraps what runs on the accelerator, as `spaces.GPU` does.
     """
 
-    def __init__(self, work: studio.Studio, sessions: serving.Sessions, on_device: Callable = lambda run: run):
+    def __init__(self, work: studio.Studio, sessions: visitors.Sessions, on_device: Callable = lambda run: run):
         self.work, self.sessions, self.on_device = work, sessions, on_device
         self.controls = controls.Controls(work.steered_by())
         self.files = [example.write(sessions.cache) for example in studio.EXAMPLES]
@@ -161,14 +161,14 @@ class Visit:
             painting = session.painting(painting)
             return self._open(session, photo, painting and painting.pixels)
 
-    def _open(self, session: serving.Session, photo: editing.Picture | None, painting: PIL.Image.Image | None = None):
+    def _open(self, session: visitors.Session, photo: editing.Picture | None, painting: PIL.Image.Image | None = None):
         """What the page shows of a photo that nothing was made of yet."""
         if photo is not None:
             editing.check_picture(photo, transparent=True)
         session.photo, session.painted, session.memory, session.results = photo, painting, {}, []
         session.strokes = None
         session.small = photo and studio.small_copy(photo, serving.COPY_SIDE)
-        to_paint_on = photo and {"background": session.small.pixels, "layers": [], "composite": None}
+        to_paint_on = photo and {"background": session.easel(), "layers": [], "composite": None}
         seen = (gr.update(visible=what) for what in (photo is not None, painting is not None, False))
         return to_paint_on, *seen, [], None, None
 
@@ -198,14 +198,14 @@ class Visit:
             *(session.photo, session.small, session.painting(given[self.painting])),
             *(params, session.memory, session.new_folder()),
         )
-        watch = serving.Watch(session.stop, progress)
+        watch = visitors.Watch(session.stop, progress)
         return session, (session.photo, change_map, given[self.controls.prompt], params, watch)
 
     def make_edits(self, given: dict, request: gr.Request, progress: gr.Progress = gr.Progress()):  # noqa: B008
         with serving.shown():
             session, asked = self._begin(given, request, progress)
             for path, command in self.on_device(self.work.edit)(*asked):
-                session.results.append(serving.Result(path, asked[1], command))
+                session.results.append(visitors.Result(path, asked[1], command))
                 session.chosen = len(session.results) - 1
                 made = [studio.small_file(result.path) for result in session.results]
                 yield gr.update(value=made, selected_index=session.chosen), *self._show(session)
@@ -220,7 +220,7 @@ class Visit:
         session.chosen = chosen.index
         return self._show(session)
 
-    def _show(self, session: serving.Session):
+    def _show(self, session: visitors.Session):
         """The result that is looked at: before and after, its files, and the command line."""
         result = session.results[session.chosen]
         files = (str(path) for path in (result.path, result.change_map))
@@ -251,7 +251,7 @@ def make_page(settings: dict[str, Any], on_device: Callable = lambda run: run) -
     """
     work = studio.Studio(settings)
     work.check()
-    sessions = serving.Sessions()
+    sessions = visitors.Sessions()
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.cache)
     visit = Visit(work, sessions, on_device)
     with serving.Page(title="modular-diffdiff", analytics_enabled=False) as page:
@@ -273,7 +273,7 @@ def launch(page: serving.Page, **given: Any) -> str:
         head=looks.HEAD,
         theme=looks.THEME,
         max_file_size=serving.MAX_UPLOAD,
-        state_session_capacity=serving.MAX_SESSIONS,
+        state_session_capacity=visitors.MAX_SESSIONS,
         enable_monitoring=False,
         app_kwargs={"middleware": [Middleware(serving.Guard, sessions=page.sessions)]},
         **{"quiet": True, "share": False, "ssr_mode": False, "footer_links": [], "prevent_thread_lock": True},

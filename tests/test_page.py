@@ -34,7 +34,7 @@ gradio = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
 from gradio_client import Client, handle_file  # noqa: E402
 
-from modular_diffdiff import serving, web  # noqa: E402
+from modular_diffdiff import serving, visitors, web  # noqa: E402
 
 
 APPLE = Scene("apple", "red", "striped", light=0.3)
@@ -442,11 +442,11 @@ def test_uploads_are_bounded(site, monkeypatch):
     answer = site.http.post("gradio_api/queue/join", content=iter([b"{}"]))
     assert answer.status_code == 413
     monkeypatch.undo()
-    monkeypatch.setattr(serving, "MAX_FILES", 0)
+    monkeypatch.setattr(visitors, "MAX_FILES", 0)
     answer = site.http.post("gradio_api/upload", files={"files": ("a.png", PHOTO)})
     assert (answer.status_code, answer.text) == (503, "Too many pictures are open here. Try again later.")
     monkeypatch.undo()
-    monkeypatch.setattr(serving, "MAX_BYTES", 0)
+    monkeypatch.setattr(visitors, "MAX_BYTES", 0)
     assert site.http.post("gradio_api/upload", files={"files": ("a.png", PHOTO)}).status_code == 503
     monkeypatch.undo()
     site.upload("a.png", PHOTO)
@@ -652,7 +652,7 @@ def test_a_file_that_two_sessions_have_stays_to_the_second_ones_end(site):
 
 @pytest.fixture
 def sessions():
-    sessions = serving.Sessions()
+    sessions = visitors.Sessions()
     yield sessions
     sessions.close()
     assert not sessions.folder.exists()
@@ -663,14 +663,14 @@ def visitor(name: str = "a") -> SimpleNamespace:
 
 
 def test_sessions_are_bounded_in_number_pixels_and_time(sessions, monkeypatch):
-    monkeypatch.setattr(serving, "MAX_SESSIONS", 3)
+    monkeypatch.setattr(visitors, "MAX_SESSIONS", 3)
     folders = [sessions.of(visitor(name)).folder for name in "abcd"]
     assert list(sessions.open) == ["b", "c", "d"]
     assert [folder.exists() for folder in folders] == [False, True, True, True]
     sessions.of(visitor("b"))
     sessions.of(visitor("e"))
     assert list(sessions.open) == ["d", "b", "e"], "the one that was not used for longest ends"
-    monkeypatch.setattr(serving, "MAX_OPEN_PIXELS", 100)
+    monkeypatch.setattr(visitors, "MAX_OPEN_PIXELS", 100)
     for name in "db":
         sessions.of(visitor(name)).photo = studio.as_picture(Image.new("L", (9, 9)), "a", "a.png")
     sessions.of(visitor("b"))
@@ -682,18 +682,18 @@ def test_sessions_are_bounded_in_number_pixels_and_time(sessions, monkeypatch):
 
 def test_only_the_last_values_of_a_part_are_kept(sessions):
     written = []
-    for n in range(serving.MAX_SHOWN + 3):
+    for n in range(visitors.MAX_SHOWN + 3):
         path = sessions.cache / str(n) / "preview.png"
         path.parent.mkdir()
         path.write_bytes(b"")
         written.append(path)
         sessions.hold("a", [], {7: {"path": str(path)}})
-    assert [path.exists() for path in written] == [False] * 3 + [True] * serving.MAX_SHOWN
+    assert [path.exists() for path in written] == [False] * 3 + [True] * visitors.MAX_SHOWN
     assert not written[0].parent.exists()
 
 
 def test_uploads_that_nobody_used_go_after_a_while(sessions):
-    for name, age in (("new", 0), ("old", 2 * serving.MAX_UNCLAIMED)):
+    for name, age in (("new", 0), ("old", 2 * visitors.MAX_UNCLAIMED)):
         (sessions.cache / name).write_bytes(b"")
         os.utime(sessions.cache / name, (time.time() - age,) * 2)
     sessions.tidy()
@@ -701,11 +701,11 @@ def test_uploads_that_nobody_used_go_after_a_while(sessions):
 
 
 def test_the_folders_of_results_that_nobody_sees_go(sessions, monkeypatch):
-    monkeypatch.setattr(serving, "MAX_RESULTS", 2)
+    monkeypatch.setattr(visitors, "MAX_RESULTS", 2)
     session = sessions.of(visitor())
     for _ in range(4):
         folder = session.new_folder()
-        session.results.append(serving.Result(folder / "a.png", folder / "map.png", ""))
+        session.results.append(visitors.Result(folder / "a.png", folder / "map.png", ""))
     assert len([path for path in session.folder.iterdir() if path.is_dir()]) == 3
 
 
@@ -759,7 +759,7 @@ def test_the_queue_is_bounded_and_edits_run_one_at_a_time(site, monkeypatch):
 class Visitor:
     """What one visitor does, without a server."""
 
-    def __init__(self, work: studio.Studio, sessions: serving.Sessions):
+    def __init__(self, work: studio.Studio, sessions: visitors.Sessions):
         with serving.Page() as page:
             self.visit = web.Visit(work, sessions)
             self.visit.draw()
@@ -773,7 +773,7 @@ class Visitor:
         named = {controls.prompt if name == "prompt" else controls.params[name]: v for name, v in params.items()}
         return self.given | named
 
-    def opens(self, data: bytes = PHOTO) -> serving.Session:
+    def opens(self, data: bytes = PHOTO) -> visitors.Session:
         photo = editing.Picture("Photo", "photo.png", "0", Image.open(io.BytesIO(data)))
         self.visit.open(photo, self.request)
         return self.visit.sessions.of(self.request)
