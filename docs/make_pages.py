@@ -146,17 +146,16 @@ def render_families() -> str:
 
 
 def render_notebook() -> str:
-    """The tutorial for Jupyter and Colab; its examples are cells, which print what the page shows."""
+    """The tutorial for Jupyter and Colab; each example of the page is a cell."""
 
-    def as_cell(block: re.Match) -> str:
-        examples = DocTestParser().get_examples(block[1])
-        return f"```python\n{''.join(example.source for example in examples) if examples else block[1]}```"
+    def split(fence: re.Match) -> str:
+        sources = [example.source for example in DocTestParser().get_examples(fence[1])] or [fence[1]]
+        return "\n".join(f"```python\n{source}```\n" for source in sources)
 
-    page = re.sub(r"```python\n(.*?)```", as_cell, TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL)
+    page = re.sub(r"```python\n(.*?)```\n", split, TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL)
     notebook = jupytext.reads(page, "md")
-    notebook.cells.insert(
-        0, nbformat.v4.new_code_cell("# In Colab, once the package is on PyPI:\n# %pip install modular-diffdiff")
-    )
+    install = "# In Colab, once the package is on PyPI:\n# %pip install modular-diffdiff"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(install))
     for place, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{place}"
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

@@ -1037,7 +1037,7 @@ def test_several_references_are_refused(name):
 
 def test_references_that_nobody_has_told_of_are_refused_later():
     pipe = build(add_diffdiff(FAMILIES["flux2"].blocks()).get_workflow("diffdiff"), "flux2")
-    with pytest.raises(ValueError, match=r"`image_latents` holds 2 encoded images; .*`references=True`"):
+    with pytest.raises(ValueError, match=r"`image_latents` holds 2 encoded images, .*`references=True`"):
         run(pipe, "flux2", prompt=PROMPTS, image=[picture(64, 64), picture(64, 64, 1)])
 
 

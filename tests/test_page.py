@@ -327,7 +327,7 @@ def test_no_argument_is_opened(site, folder, visited, fetched):
             assert "not opened" in site.refusal(name, [file]), file
         painting = {"background": file, "layers": [file], "composite": file, "id": None}
         for value in (painting, painting | {"background": None}, {"layers": [[file]]}):
-            assert "not opened" in site.refusal("look", site.values("look", Paint_what_may_change=value)), value
+            assert "not opened" in site.refusal("keep", [value]), value
     for value in (json.dumps(files[0]), [files[0]], [[files[0]]], address):
         for place in (0, 2):
             data = [site.upload("a.png", PHOTO), PROMPT, None, "the apple", 0, 0, 1, 2, 0]
@@ -475,10 +475,10 @@ def test_a_painting_is_taken_and_its_opacity_is_the_strength(site):
     assert site.ask("open", [site.upload("photo.png", PHOTO)], "painter")[0]
     assert blob(site, painted(0.5)).status_code == 200
     painting = {"background": None, "layers": [], "composite": None, "id": "a"}
-    given = {"Paint_what_may_change": painting, "What_to_show_there": PROMPT, "Steps": 2}
+    given = {"Paint_here": painting, "What_to_show_there": PROMPT, "Steps": 2}
     success, output = site.ask("make_edits", site.values("make_edits", **given), "painter")
     assert success, output
-    values = pixels(output["data"][3]["value"]["path"])
+    values = pixels(output["data"][5]["path"])
     assert set(np.unique(values)) == {127 * 257, 65_535}
 
 
@@ -510,13 +510,13 @@ def test_broken_blobs(site):
     assert blob(site, bytes(11 * 2**20)).status_code == 413
     for body in ({}, {"data": 3, "component_id": 7, "session_hash": "a", "fn_name": "accept_blobs"}, [], 3):
         answer = site.http.post("gradio_api/component_server", json=body)
-        assert answer.status_code == 400
+        assert answer.status_code in (400, 404)
         assert not INTERNALS.search(answer.text)
     site.ask("open", [site.upload("photo.png", PHOTO)], "painter")
     painting = {"background": None, "layers": [], "composite": None, "id": "a"}
     for data in (b"hello", bomb(), png(Image.new("RGBA", (2000, 2000)))):
         assert blob(site, data).status_code == 200
-        said = site.refusal("look", site.values("look", Paint_what_may_change=painting), "painter")
+        said = site.refusal("keep", [painting], "painter")
         assert said.startswith("The painting cannot be read")
 
 
@@ -628,7 +628,7 @@ def test_sessions_do_not_see_each_other_and_end_with_their_files(site):
     site.refusal("choose", [], "ben", {"index": 0})
     np.testing.assert_array_equal(pixels(shown["ben"]), pixels(io.BytesIO(blue)))
     np.testing.assert_array_equal(pixels(shown["anna"]), pixels(io.BytesIO(red)))
-    made = [file["value"]["path"] for file in edited["data"][2:4]]
+    made = [file["path"] for file in edited["data"][4:6]]
     own = site.page.sessions.open["anna"].folder
     assert all(map(os.path.exists, [*made, own]))
     site.leave("anna")
@@ -837,7 +837,7 @@ def test_a_part_that_is_updated_keeps_its_way_of_reading(site):
     asked = {"Or_say_it_in_words": "the apple", "What_to_show_there": PROMPT, "Steps": 2}
     success, output = site.ask("make_edits", site.values("make_edits", **asked), "erin")
     assert success
-    result = {"path": output["data"][2]["value"]["path"], "meta": FILE}
+    result = {"path": output["data"][4]["path"], "meta": FILE}
     success, told = site.ask("take_over", [result], "erin")
     assert success, told
     mask = site.upload("mask.png", png(Image.new("L", (SIZE, SIZE), 255)))

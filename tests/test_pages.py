@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from dataclasses import fields
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, DocTestParser, OutputChecker
 from pathlib import Path
 
 import nbformat
@@ -134,17 +135,23 @@ def test_what_is_made_from_the_code_is_as_it_would_be_made_now(name):
     assert path.read_text() == pages.PAGES[path](), "run `make pages`"
 
 
-def test_the_notebook_runs(tmp_path):
+def test_the_tutorial_runs_as_a_notebook_and_prints_what_it_says(tmp_path):
     notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
-    printed = [
-        output["text"]
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if "text" in output
-    ]
-    assert printed
+    printed = {cell.source: "".join(map(text_of, cell.outputs)) for cell in notebook.cells if cell.cell_type == "code"}
+    code = "".join(blocks_of(ROOT / "docs" / "tutorial.md", "python"))
+    examples = [example for example in DocTestParser().get_examples(code) if example.want]
+    assert len(examples) > 15
+    for example in examples:
+        got = printed[example.source.strip()] + "\n"
+        assert OutputChecker().check_output(example.want, got, ELLIPSIS | NORMALIZE_WHITESPACE), (example.source, got)
+
+
+def text_of(output) -> str:
+    """What a cell prints, or shows as its value."""
+    if output.output_type == "stream":
+        return output.text if output.name == "stdout" else ""
+    return output.get("data", {}).get("text/plain", "")
 
 
 def test_the_index_leads_to_every_page():
