@@ -84,17 +84,18 @@ print(f"loads as {type(pipe).__name__}, with {sum(p.numel() for p in pipe.unet.p
 _CHECK_SPACE = """
 import json, os, pathlib, subprocess, sys, tempfile
 from gradio_client import Client, handle_file
-from modular_diffdiff import studio
+from PIL import Image
 with tempfile.TemporaryDirectory() as folder:
     settings = pathlib.Path(folder, "settings.json")
     settings.write_text("{}")  # the embedded model's: nothing is downloaded
     environment = {**os.environ, "DIFFDIFF_SETTINGS": str(settings), "GRADIO_SERVER_NAME": "127.0.0.1"}
-    photo = handle_file(studio.EXAMPLES[0].write(folder))
+    ramp = pathlib.Path(folder, "ramp.png")  # a picture and its map
+    Image.linear_gradient("L").save(ramp)
     with subprocess.Popen([sys.executable, "app.py"], env=environment, stdout=subprocess.PIPE, text=True) as page:
         try:
             address = page.stdout.readline().strip()
             assert address.startswith("http"), "the page does not start"
-            asked = {"image": photo, "prompt": "a green pear", "text": "the apple", "change_map": None, "steps": 2}
+            asked = {"image": handle_file(ramp), "prompt": "a pear", "change_map": handle_file(ramp), "steps": 2}
             made = Client(address, verbose=False, download_files=folder).predict(**asked, api_name="/edit")
             assert pathlib.Path(made).stat().st_size, "an edit is empty"
         finally:

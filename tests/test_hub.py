@@ -129,14 +129,6 @@ def test_a_familys_space_names_the_models_that_it_edits_with(publish, tmp_path):
     assert "no checkpoint" in publish("ada/page", "--space", "--family", "flux3", code=2).stderr
 
 
-def test_a_space_that_does_not_start_is_refused(tmp_path):
-    content = publishing.space_of(None)
-    content.assemble(tmp_path)
-    (tmp_path / "app.py").write_text("raise SystemExit('no page')")
-    with pytest.raises(OSError, match="does not start"):
-        publishing.check(content, tmp_path)
-
-
 def test_a_dry_run_writes_the_files_that_are_published_and_asks_nobody(hub, publish, tmp_path):
     before = len(hub.requests)
     said = publish(BLOCKS_REPO, "--dry-run", "--out", "folder").stdout
