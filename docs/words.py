@@ -37,7 +37,7 @@ def main() -> int:
         for line, text in texts_of(path)
         for match in AVOIDED.finditer(text)
     ]
-    print("\n".join(found))
+    print(*found, sep="\n", end="\n" if found else "")
     return bool(found)
 
 
