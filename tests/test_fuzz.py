@@ -1,4 +1,4 @@
-"""Every input is accepted and runs to its end, or is refused by name before a model runs: 400 of them."""
+"""Every input is accepted and runs to its end, or is refused by name before a model runs: 300 of them."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ def test_no_input_ends_in_somebody_elses_error():
         fates[fate] += 1
         stories.extend([f"{fate}: {what}\n{story}"] if story else [])
 
-    run(400, seen)
+    run(300, seen)
     assert not stories, "\n\n".join(stories[:5])
-    assert fates["finished"] >= 120
-    assert fates["refused"] >= 120
+    assert fates["finished"] >= 90
+    assert fates["refused"] >= 90

@@ -42,7 +42,7 @@ SIZE = 128
 PROMPT = "a green pear on a striped background"
 FILE = {"_type": "gradio.FileData"}
 # What no visitor gets to see.
-INTERNALS = re.compile(r"Traceback|site-packages|gradio\.|pydantic|object at 0x|/tmp|/home|/work|\.py\b")
+INTERNALS = re.compile(r"Traceback|site-packages|gradio\.|pydantic|object at 0x|/tmp|/home|/root|\.py\b")
 
 
 class Site:
