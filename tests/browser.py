@@ -51,7 +51,7 @@ class Visitor:
 
     Attributes:
         errors: What the browser's console told of errors.
-        abroad: The addresses beyond this machine that the page asked for, in vain.
+        abroad: The addresses beyond this machine that the page asked for; each is refused.
         seconds: How long things took.
     """
 

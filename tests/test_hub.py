@@ -265,7 +265,7 @@ def test_from_a_warm_cache_without_a_network(hub, tmp_path):
     both = LOAD + SAY_WHAT + from_folder + SAY_WHAT
     assert run_python(both, hub, tmp_path) == OURS + OURS
     before = len(hub.requests)
-    # upstream's loader cannot ask for the code's commit, and builds its own pipeline without a word
+    # upstream's loader cannot ask for the code's commit, and silently builds its own pipeline
     assert run_python(both, None, tmp_path) == PLAIN + OURS
     assert len(hub.requests) == before
 
