@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from modular_diffdiff import editing, loading, maps, studio
 from modular_diffdiff.cli import app
+from modular_diffdiff.still_life.controls import depth
 from modular_diffdiff.still_life.scene import Scene, render
 
 from .helpers import picture
@@ -903,6 +904,17 @@ def test_the_command_line_repeats_the_picture(work, folder, prompt):
     words = shlex.split(line)
     assert words[:2] == ["modular-diffdiff", "edit"]
     run(*words[1:], "--overwrite") if "--" not in words else run(*words[1:2], "--overwrite", *words[2:])
+    np.testing.assert_array_equal(pixels("photo-edit.png"), pixels(path))
+
+
+@pytest.mark.parametrize("steered_by", ["control_image", "ip_adapter_image"])
+def test_the_command_line_repeats_a_steered_picture(work, folder, steered_by):
+    guide = depth(APPLE) if steered_by == "control_image" else Image.fromarray(render(APPLE))
+    guide.convert("RGB").save("guide.png")
+    photo, steering = (serving.read_upload(name, name, "Picture") for name in ("photo.png", "guide.png"))
+    ((path, line),) = work.edit(photo, folder / "map.png", PROMPT, {"steps": 2, "seed": 5, steered_by: steering})
+    assert "guide.png" in line
+    run(*shlex.split(line)[1:], "--overwrite")
     np.testing.assert_array_equal(pixels("photo-edit.png"), pixels(path))
 
 
