@@ -44,36 +44,35 @@ def draw(pipe):
 LOAD = """
 import torch
 from diffusers import ModularPipeline
-pipe = ModularPipeline.from_pretrained("moved", trust_remote_code=True)
-pipe.load_components(dtype=torch.float32)
-draw(pipe).save("loaded.png")
-pipe.blocks.save_pretrained("again")
-print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__)
-"""
-
-
-@pytest.mark.parametrize(
-    ("blocks", "checkpoint"),
-    [
-        (SDXLDiffDiffAutoBlocks, CHECKPOINT),
-        (SDXLDiffDiffBlocks, CHECKPOINT),
-        (ZImageDiffDiffAutoBlocks, FLOW_CHECKPOINT),
-    ],
-)
-def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path, blocks, checkpoint):
-    pipe = blocks().init_pipeline(checkpoint)
+for name in {names}:
+    pipe = ModularPipeline.from_pretrained(f"{{name}}/moved", trust_remote_code=True)
     pipe.load_components(dtype=torch.float32)
-    pipe.vae.post_quant_conv.bias.data += 0.5  # weights that are nowhere else
-    pipe.save_pretrained(str(tmp_path / "saved"), overwrite_modular_index=True)
-    pipe.blocks.save_pretrained(tmp_path / "saved")
-    (tmp_path / "saved").rename(tmp_path / "moved")  # nothing in it names where it was
-    said = run_python(inspect.getsource(draw) + LOAD, None, tmp_path)
-    assert said == f"diffusers_modules {blocks.__name__}\n"
-    np.testing.assert_array_equal(Image.open(tmp_path / "loaded.png"), draw(pipe))
-    # and what was loaded as remote code is saved with its code too
-    entry = "families.py" if blocks is ZImageDiffDiffAutoBlocks else "presets.py"
-    named = re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE)
-    assert {path.stem for path in (tmp_path / "again/blocks").iterdir()} == set(named)
+    draw(pipe).save(f"{{name}}/loaded.png")
+    pipe.blocks.save_pretrained(f"{{name}}/again")
+    print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__)
+"""
+SAVED = {SDXLDiffDiffAutoBlocks: CHECKPOINT, SDXLDiffDiffBlocks: CHECKPOINT, ZImageDiffDiffAutoBlocks: FLOW_CHECKPOINT}
+
+
+def test_components_and_blocks_in_one_folder_load_as_the_same_pipeline(tmp_path):
+    pictures = {}
+    for blocks, checkpoint in SAVED.items():
+        folder, pipe = tmp_path / blocks.__name__, blocks().init_pipeline(checkpoint)
+        pipe.load_components(dtype=torch.float32)
+        pipe.vae.post_quant_conv.bias.data += 0.5  # weights that are nowhere else
+        pipe.save_pretrained(str(folder / "saved"), overwrite_modular_index=True)
+        pipe.blocks.save_pretrained(folder / "saved")
+        (folder / "saved").rename(folder / "moved")  # nothing in it names where it was
+        pictures[folder] = draw(pipe)
+    names = [folder.name for folder in pictures]
+    said = run_python(inspect.getsource(draw) + LOAD.format(names=names), None, tmp_path)
+    assert said == "".join(f"diffusers_modules {name}\n" for name in names)
+    for folder, picture in pictures.items():
+        np.testing.assert_array_equal(Image.open(folder / "loaded.png"), picture)
+        # and what was loaded as remote code is saved with its code too
+        entry = "families.py" if folder.name == "ZImageDiffDiffAutoBlocks" else "presets.py"
+        named = re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE)
+        assert {path.stem for path in (folder / "again/blocks").iterdir()} == set(named)
 
 
 def test_the_code_that_is_saved_is_the_package(tmp_path):

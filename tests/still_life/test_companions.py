@@ -39,7 +39,7 @@ def edit(pipe, prompt: str, scene: Scene = APPLE, keep: torch.Tensor = HALF, **i
         prompt=prompt,
         image=Image.fromarray(render(scene)),
         diffdiff_map=keep,
-        num_inference_steps=10,
+        num_inference_steps=6,
         num_images_per_prompt=COUNT,
         generator=[torch.Generator().manual_seed(seed) for seed in range(COUNT)],
         **inputs,
@@ -52,7 +52,7 @@ def readings(state, keep: torch.Tensor = HALF) -> list:
 
 
 def kept(state) -> torch.Tensor:
-    return state.latents[(state.release_steps == 10).expand_as(state.latents)]
+    return state.latents[(state.release_steps == 6).expand_as(state.latents)]
 
 
 def test_upstreams_pipelines_read_them():

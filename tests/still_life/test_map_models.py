@@ -22,7 +22,7 @@ from modular_diffdiff.still_life.train import PAIRS
 from modular_diffdiff.still_life.train_sources import box_of
 
 
-APPLES = [replace(Scene.random(HELD_OUT + k), kind="apple") for k in range(25)]
+APPLES = [replace(Scene.random(HELD_OUT + k), kind="apple") for k in range(12)]
 
 
 def test_words_find_what_they_name():
@@ -97,7 +97,7 @@ def test_the_apple_becomes_a_pear_and_all_around_it_stays_byte_for_byte():
         generator=[torch.Generator().manual_seed(scene.seed) for scene in APPLES],
         output="images",
     )
-    assert sum(reading.kind == "pear" for reading in load_judge().read(to_tensor(edited))) >= 24
+    assert sum(reading.kind == "pear" for reading in load_judge().read(to_tensor(edited))) >= 11
     two_cells = 16
     for scene, picture, result in zip(APPLES, pictures, edited, strict=True):
         beyond = ndimage.distance_transform_edt(masks(scene)["apple"] == 0) > two_cells
