@@ -143,6 +143,7 @@ def test_a_dry_run_writes_the_files_that_are_published_and_asks_nobody(hub, publ
     assert "folder exists" in publish(BLOCKS_REPO, "--dry-run", "--out", "folder", code=2).stderr
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_card_and_node_name_the_repository_that_they_are_in(hub, publish):
     publish("ada/my-edits", "--private", "--revision", "next")
     repository = hub.repositories.pop("ada/my-edits")

@@ -97,10 +97,10 @@ NO_SAMPLE_PREDICTION = {
 }
 BASE = {"steps": 4, "dtype": torch.float32, "config": {}}
 AXES = {
-    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 4, 8, 25, 50)},
+    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 4, 8, 50)},
     **{spacing: {"config": {"timestep_spacing": spacing}} for spacing in ("leading", "linspace", "trailing")},
     **{sigmas: {"config": {f"use_{sigmas}_sigmas": True}} for sigmas in ("karras", "exponential", "beta")},
-    **{kind: {"config": {"prediction_type": kind}} for kind in ("epsilon", "v_prediction", "sample")},
+    **{kind: {"config": {"prediction_type": kind}} for kind in ("v_prediction", "sample")},
     **{str(dtype): {"dtype": dtype} for dtype in (torch.float16, torch.bfloat16)},
 }
 CASES = [
@@ -148,7 +148,7 @@ def both(tiny, name: str, steps: int, strength: float, ours: dict, guidance_scal
 # PNDM makes one evaluation more than it has steps, and each is a step to the map: on that grid the law holds too.
 EXTRA_EVALUATIONS = {"PNDMScheduler": 1}
 # steps in all, and those of them that run
-GRID = [(1, 1), (2, 1), (3, 2), (8, 1), (8, 3), (8, 7), (25, 10), (40, 3)]
+GRID = [(1, 1), (2, 1), (3, 2), (8, 1), (8, 3), (8, 7), (40, 3)]
 
 
 @pytest.mark.parametrize(("steps", "runs"), GRID)
