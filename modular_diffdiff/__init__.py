@@ -63,6 +63,8 @@ _MODULES = {
     "SDXLDiffDiffFitStep": "blocks.diffdiff_sdxl",
     "SDXLDiffDiffInputStep": "blocks.diffdiff_sdxl",
     "SDXLDiffDiffLoopBeforeDenoiser": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffControlNetLoopDenoiser": "blocks.diffdiff_sdxl",
+    "SDXLDiffDiffLoopDenoiser": "blocks.diffdiff_sdxl",
     "SDXLDiffDiffPrepareLatentsStep": "blocks.diffdiff_sdxl",
     "SDXLDiffDiffSetTimestepsStep": "blocks.diffdiff_sdxl",
     "SDXLDiffDiffCheckInputsStep": "blocks.diffdiff_sdxl_checks",

@@ -16,6 +16,7 @@ from .blocks.diffdiff_docs import INPUTS
 from .blocks.diffdiff_family import FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_files import open_image
 from .blocks.diffdiff_fit import DiffDiffFitStep
+from .blocks.diffdiff_guidance import only_combines
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
@@ -62,13 +63,14 @@ class ZImageDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Z-Image; without a map, upstream's text-to-image and image-to-image."""
 
     upstream = diffusers.ZImageAutoBlocks
+    family = FamilyTraits(lists=True)
 
 
 class AnimaDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Anima; without a map, upstream's text-to-image and image-to-image."""
 
     upstream = diffusers.AnimaAutoBlocks
-    family = FamilyTraits(latent_output=False)
+    family = FamilyTraits(latent_output=False, shared=("padding_mask",))
 
 
 # Edit models: what the map keeps is the input image, the rest is what the model makes of it.
@@ -136,6 +138,7 @@ class Flux3DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
         original="image_cond_latents",
         references=True,
         pictures_only=True,
+        shared=("txt_ids", "img_ids", "image_cond_ids"),
         least_side=64,
         largest_area=4 * 1024 * 1024,
     )

@@ -18,6 +18,7 @@ from .blocks.diffdiff_docs import INPUTS
 from .blocks.diffdiff_family import METHOD, DiffDiffSequentialBlocks, FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_files import open_image
 from .blocks.diffdiff_fit import DiffDiffAutoFitControlStep
+from .blocks.diffdiff_guidance import only_combines
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep

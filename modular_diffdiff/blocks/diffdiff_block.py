@@ -34,6 +34,8 @@ class FamilyTraits:
         latent_output: Whether its decoder gives latents where `output_type` is "latent".
         pictures_only: Whether it takes PIL images alone; floats are then rounded to 8 bits.
         no_negative: The text that stands for no negative prompt in a batch.
+        lists: Whether its denoiser takes lists of a tensor for each output, where others take tensors with a row for each.
+        shared: Arguments of its denoiser that serve all outputs, and have no row for each.
         encodes_once: Whether one encoded image serves several outputs; else each output gets an image of its own.
         area: The input that takes the area of the run in pixels, of models that would choose it.
         fixed: Inputs that a run with a map sets itself, and their values.
@@ -52,6 +54,8 @@ class FamilyTraits:
     latent_output: bool = True
     pictures_only: bool = False
     no_negative: str | None = None
+    lists: bool = False
+    shared: tuple[str, ...] = ()
     encodes_once: bool = False
     area: str | None = None
     fixed: dict[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from . import (
     diffdiff_asked,
     diffdiff_block,
     diffdiff_docs,
+    diffdiff_guidance,
     diffdiff_layout,
     diffdiff_map,
     diffdiff_model_sources,
@@ -175,6 +176,19 @@ def denoiser_of(components):
     return getattr(components, "transformer", None) or getattr(components, "unet", None)
 
 
+def check_guidance(components, asked: Asked) -> None:
+    """Refuses to make one batch of what a guider asks differently, and of embeddings of different lengths."""
+    if not asked.get("batch_guidance"):
+        return
+    if not diffdiff_guidance.only_combines(components.guider):
+        guider = f"a {type(components.guider).__name__}, which does not ask the same model for all its predictions"
+        instead = "Leave it out, or take one that only combines them, e.g. `ClassifierFreeGuidance`"
+        raise BadInputError(f"`batch_guidance` is True, but the guider is {guider}. {instead}.")
+    both = [asked.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")]
+    if all(isinstance(value, torch.Tensor) for value in both) and not asked.reads("prompt_embeds_mask"):
+        diffdiff_guidance.check_fit("prompt_embeds", both, len(both[0]))
+
+
 def check_image(asked: Asked, family: diffdiff_block.FamilyTraits, prompts: int | None) -> None:
     """Refuses images that cannot be edited."""
     image, transparent = asked.get("image"), asked.lays_over is not None
@@ -310,6 +324,7 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
         check_map(asked, self.family)
         check_texts(asked, self.family.texts)
         prompts = diffdiff_asked.count_prompts(state)
+        check_guidance(components, asked)
         check_sources(asked, prompts)
         check_embeddings(components, asked, self.family.embeddings, prompts)
         check_pictures(asked)

@@ -25,6 +25,7 @@ from . import (
     diffdiff_checks,
     diffdiff_docs,
     diffdiff_fit,
+    diffdiff_guidance,
     diffdiff_loop,
     diffdiff_make_map,
     diffdiff_match,
@@ -205,7 +206,7 @@ def _open_loops(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTrait
         if isinstance(child, diffdiff_loop.DiffDiffLoop):
             continue  # reached by another branch
         if isinstance(child, LoopSequentialPipelineBlocks):
-            block.sub_blocks[name] = _opened(child)
+            block.sub_blocks[name] = _opened(child, family)
         else:
             _open_loops(child, family)
         # the nearest sequence around a loop
@@ -217,10 +218,15 @@ def _open_loops(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTrait
             _insert(block, _place_to_prepare(block, name, family.original), steps)
 
 
-def _opened(loop: LoopSequentialPipelineBlocks) -> LoopSequentialPipelineBlocks:
+def _opened(
+    loop: LoopSequentialPipelineBlocks, family: diffdiff_block.FamilyTraits
+) -> LoopSequentialPipelineBlocks:
     """The same loop, a subclass's, with our blocks as its first and last."""
     kind = type(f"DiffDiff{type(loop).__name__}", (diffdiff_loop.DiffDiffLoop, type(loop)), {})
     opened = kind.from_blocks_dict(InsertableDict(loop.sub_blocks))
+    guided = [name for name, step in loop.sub_blocks.items() if "guider" in step.component_names]
+    for name in guided[-1:]:  # those before it prepare for the denoiser
+        opened.sub_blocks[name] = diffdiff_guidance.batching(loop.sub_blocks[name], family)
     _insert(opened, 0, {"inject": diffdiff_loop.DiffDiffInjectStep()})
     last = {"restore": diffdiff_loop.DiffDiffRestoreStep(), "check_finite": diffdiff_loop.DiffDiffCheckFiniteStep()}
     _insert(opened, len(opened.sub_blocks), last)

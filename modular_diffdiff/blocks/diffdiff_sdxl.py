@@ -19,7 +19,15 @@ from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
 )
 from diffusers.utils.torch_utils import randn_tensor
 
-from . import diffdiff_block, diffdiff_docs, diffdiff_fit, diffdiff_loop, diffdiff_prepare, diffdiff_trajectory
+from . import (
+    diffdiff_block,
+    diffdiff_docs,
+    diffdiff_fit,
+    diffdiff_guidance,
+    diffdiff_loop,
+    diffdiff_prepare,
+    diffdiff_trajectory,
+)
 
 
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
@@ -130,6 +138,16 @@ class SDXLDiffDiffLoopBeforeDenoiser(diffdiff_docs.Documented, StableDiffusionXL
         return super().__call__(components, block_state, i=i, t=t)
 
 
+class SDXLDiffDiffLoopDenoiser(diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLLoopDenoiser):
+    """Predicts the noise with guidance; with `batch_guidance` all conditions are one batch of the UNet."""
+
+
+class SDXLDiffDiffControlNetLoopDenoiser(
+    diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLControlNetLoopDenoiser
+):
+    """The same with a ControlNet, which `batch_guidance` makes one call a step too."""
+
+
 def _around(denoiser: type) -> list[type]:
     """The blocks of a denoising loop with this denoiser."""
     last = (diffdiff_loop.DiffDiffRestoreStep, diffdiff_loop.DiffDiffCheckFiniteStep)
@@ -144,14 +162,14 @@ class SDXLDiffDiffDenoiseLoop(
     Without `restore` it is the paper's algorithm.
     """
 
-    block_classes = _around(StableDiffusionXLLoopDenoiser)
+    block_classes = _around(SDXLDiffDiffLoopDenoiser)
     block_names = ["before_denoiser", "denoiser", "after_denoiser", "restore", "check_finite"]
 
 
 class SDXLDiffDiffControlNetDenoiseLoop(SDXLDiffDiffDenoiseLoop):
     """The same loop, in which a ControlNet or ControlNet-Union steers what is released."""
 
-    block_classes = _around(StableDiffusionXLControlNetLoopDenoiser)
+    block_classes = _around(SDXLDiffDiffControlNetLoopDenoiser)
 
 
 class SDXLDiffDiffAutoDenoiseStep(diffdiff_docs.Documented, AutoPipelineBlocks):

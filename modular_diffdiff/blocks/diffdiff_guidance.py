@@ -1,0 +1,185 @@
+"""Guidance in one call: the conditions of a step go through the model as one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.guiders import BaseGuidance
+from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
+
+from . import diffdiff_block, diffdiff_docs, diffdiff_refusals
+
+
+CONDITIONS = ["pred_cond", "pred_uncond"]
+
+BadInputError = diffdiff_refusals.BadInputError
+
+
+def only_combines(guider: BaseGuidance) -> bool:
+    """Whether a guider combines two predictions of one model, and does nothing to the model between its calls."""
+    kind = type(guider)
+    return kind.prepare_models is BaseGuidance.prepare_models and kind._input_predictions == CONDITIONS
+
+
+def join(conditions: list[BlockState], rows: int, family: diffdiff_block.FamilyTraits) -> BlockState:
+    """The conditions of a step as one, whose tensors have the rows of all: those of the first, then the second's.
+
+    Args:
+        conditions: What a guider has prepared, tensors of `rows` rows each.
+        rows: The number of outputs.
+        family: Says which values are shared by all rows, and whether others are lists of rows.
+
+    Raises:
+        BadInputError: If they do not fit in one batch, as prompts of different lengths where the model takes no mask.
+    """
+    fields = [condition.as_dict() for condition in conditions]
+    for name in fields[0]:
+        if f"{name}_mask" in fields[0]:
+            _pad(fields, name)
+    joined = {name: _join_values(name, [one[name] for one in fields], rows, family) for name in fields[0]}
+    return BlockState(**joined)
+
+
+def check_fit(name: str, values: list[torch.Tensor | None], rows: int) -> None:
+    """Refuses what prompt and negative prompt have become, where they are no tensors of one shape and so many rows."""
+    shapes = {getattr(value, "shape", None) for value in values}
+    if len(shapes) > 1 or len(values[0]) != rows:
+        both = " and ".join(map(diffdiff_refusals.describe, values))
+        raise BadInputError(
+            f"`batch_guidance` is True, but `{name}` is {both} for prompt and negative prompt, which do not fit in one "
+            "batch. Leave it out, or give a negative prompt of as many tokens."
+        )
+
+
+def _pad(fields: list[dict[str, Any]], name: str) -> None:
+    """Brings embeddings (B, tokens, ...) and their masks (B, tokens) to one length, with tokens that do not count."""
+    tokens = max(one[name].shape[1] for one in fields)
+    if all(one[f"{name}_mask"] is None and one[name].shape[1] == tokens for one in fields):
+        return
+    for one in fields:
+        if one[f"{name}_mask"] is None:
+            one[f"{name}_mask"] = one[name].new_ones(one[name].shape[:2], dtype=torch.bool)
+        for key in (name, f"{name}_mask"):
+            missing = one[key].new_zeros(len(one[key]), tokens - one[key].shape[1], *one[key].shape[2:])
+            one[key] = torch.cat([one[key], missing], dim=1)
+
+
+def _join_values(name: str, values: list[Any], rows: int, family: diffdiff_block.FamilyTraits) -> Any:
+    first = values[0]
+    if isinstance(first, str):  # the name that the guider gives a condition
+        return "+".join(values)
+    if isinstance(first, list) and all(isinstance(value, list) for value in values):
+        if family.lists:
+            return [row for value in values for row in value]
+        return [_join_values(name, list(parts), rows, family) for parts in zip(*values, strict=True)]
+    if name in family.shared or all(value is None for value in values):
+        return first
+    check_fit(name, values, rows)
+    return torch.cat(values)
+
+
+def repeat(value: Any, rows: int, times: int, family: diffdiff_block.FamilyTraits) -> Any:
+    """An argument of a model, in which whatever has a row for each output has it `times` times."""
+    if isinstance(value, torch.Tensor):
+        return torch.cat([value] * times) if value.ndim and len(value) == rows else value
+    if isinstance(value, dict):
+        return {
+            key: part if key in family.shared else repeat(part, rows, times, family) for key, part in value.items()
+        }
+    if not isinstance(value, (list, tuple)):
+        return value
+    grids = all(isinstance(part, list) and not isinstance(part[0], torch.Tensor) for part in value)
+    if len(value) == rows and (family.lists or grids):
+        return value * times
+    return value if family.lists else [repeat(part, rows, times, family) for part in value]
+
+
+class _StandIn:
+    """Stands in for an object, and has its attributes."""
+
+    def __init__(self, stands_for: Any):
+        self._stands_for = stands_for
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stands_for, name)
+
+
+class _Guider(_StandIn):
+    """A guider whose conditions are one, until they are combined."""
+
+    def __init__(self, guider: BaseGuidance, rows: int, family: diffdiff_block.FamilyTraits):
+        super().__init__(guider)
+        self.rows, self.family, self.conditions = rows, family, [None]
+
+    def prepare_inputs(self, *args: Any) -> list[BlockState]:
+        return self.joined(self._stands_for.prepare_inputs(*args))
+
+    def prepare_inputs_from_block_state(self, *args: Any) -> list[BlockState]:
+        return self.joined(self._stands_for.prepare_inputs_from_block_state(*args))
+
+    def joined(self, conditions: list[BlockState]) -> list[BlockState]:
+        self.conditions = conditions
+        return [join(conditions, self.rows, self.family)] if len(conditions) > 1 else conditions
+
+    def __call__(self, data: list[BlockState]) -> Any:
+        predictions = data[0].noise_pred.split(self.rows)
+        for condition, prediction in zip(self.conditions, predictions, strict=True):
+            condition.noise_pred = prediction
+        return self._stands_for(self.conditions)
+
+
+class _Model(_StandIn):
+    """A model that is asked for all conditions at once."""
+
+    def __init__(self, model: torch.nn.Module, guider: _Guider):
+        super().__init__(model)
+        self.guider = guider
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        rows, times = self.guider.rows, len(self.guider.conditions)
+        args = [repeat(given, rows, times, self.guider.family) for given in args]
+        answer = self._stands_for(*args, **repeat(kwargs, rows, times, self.guider.family))
+        if kwargs.get("guess_mode"):  # a ControlNet then acts on the first condition alone
+            down, middle = answer
+            for residual in (*down, middle):
+                residual[rows:] = 0
+        return answer
+
+
+class DiffDiffBatchGuidance(diffdiff_docs.Documented):
+    """Upstream's denoiser, which with `batch_guidance` asks the model once a step for all conditions of the guider.
+
+    A mixin. The denoiser finds one condition with the rows of all, models that repeat what else they are given, and a
+    guider that gets each condition its own rows of the prediction.
+    """
+
+    family = diffdiff_block.FamilyTraits()
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [*super().inputs, diffdiff_docs.input_param("batch_guidance")]
+
+    @torch.no_grad()
+    def __call__(self, components, block_state, i: int, t: torch.Tensor):
+        seen = self.in_one_call(components, len(block_state.latents)) if block_state.batch_guidance else components
+        _, block_state = super().__call__(seen, block_state, i=i, t=t)
+        return components, block_state
+
+    def in_one_call(self, components, rows: int) -> _StandIn:
+        """The components as the denoiser sees them."""
+        seen = _StandIn(components)
+        seen.guider = _Guider(components.guider, rows, self.family)
+        for name in {spec.name for spec in self.expected_components} - {"guider"}:
+            setattr(seen, name, _Model(getattr(components, name), seen.guider))
+        return seen
+
+
+def batching(denoiser: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> ModularPipelineBlocks:
+    """The same denoiser, a subclass's, that takes `batch_guidance`."""
+    kind = type(f"DiffDiff{type(denoiser).__name__}", (DiffDiffBatchGuidance, type(denoiser)), {"family": family})
+    batched = kind.__new__(kind)
+    vars(batched).update(vars(denoiser))
+    return batched
