@@ -30,6 +30,7 @@ def ask_edit(prompt: str, params: dict[str, Any]) -> tuple[loading.Model, editin
     model = loading.Model(**run, controlnet=controlnet, ip_adapter=ip_adapter, ip_adapter_scale=ip_adapter_scale)
     loading.check_names(model)
     names = ("steps", "guidance_scale", "softness", "strength", "overlay", "match_colors", "crop", "control_mode")
+    names += ("batch_guidance",)
     asked = {name: params[name] for name in names if name in params}
     return model, editing.Edit(prompt, params["negative"], control_scale=control_scale, **asked)
 

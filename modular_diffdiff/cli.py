@@ -202,6 +202,7 @@ def edit(
             min=1, max=MAX_COUNT, metavar="N", help="How many pictures to make, each of the seed after the last."
         ),
     ] = 1,
+    batch_guidance: options.BatchGuidance = False,
     device: options.Device = None,
     dtype: options.DType = None,
     offload: options.Offload = False,
@@ -329,6 +330,7 @@ def make_fan(
     softness: options.Softness = 0.0,
     overlay: options.Overlay = False,
     match_colors: options.MatchColors = False,
+    batch_guidance: options.BatchGuidance = False,
     device: options.Device = None,
     dtype: options.DType = None,
     offload: options.Offload = False,

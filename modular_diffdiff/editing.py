@@ -62,6 +62,7 @@ _ARGUMENTS = {
     "diffdiff_softness": "--softness",
     "strength": "--strength",
     "match_colors": "--match-colors",
+    "batch_guidance": "--batch-guidance",
     "fan_strengths": "--strengths",
     "overlay": "--overlay",
     "padding_map_crop": "--crop",
@@ -127,6 +128,7 @@ class Edit:
         crop: Padding in pixels around the box that changes, to which the edit is cut; None for the whole picture.
         control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
         control_scale: How much the control image counts, 0 for nothing; None without one.
+        batch_guidance: Whether the model is asked once a step for prompt and negative prompt together.
     """
 
     prompt: str
@@ -140,6 +142,7 @@ class Edit:
     crop: int | None = None
     control_mode: int | None = None
     control_scale: float | None = None
+    batch_guidance: bool = False
 
 
 def file_name(location: str) -> str:
@@ -411,6 +414,8 @@ def check_family(model: Model, edit: Edit) -> None:
     for option, value in given.items():
         if value is not None and names[option] not in blocks.input_names:
             raise UserError(f"{option} {value!r}: {model.title} takes none.")
+    if edit.batch_guidance and "batch_guidance" not in blocks.input_names:
+        raise UserError(f"--batch-guidance: {model.title} is asked once a step already.")
 
 
 def warn_of_long_texts(pipe, edit: Edit) -> None:
@@ -452,6 +457,8 @@ def inputs_of(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int)
         steering["negative_prompt"] = edit.negative_prompt
     if edit.guidance_scale is not None and "guider" not in pipe.component_names:
         steering["guidance_scale"] = edit.guidance_scale
+    if edit.batch_guidance:
+        steering["batch_guidance"] = True
     if pictures.ip_adapter_image is not None:
         steering["ip_adapter_image"] = pictures.ip_adapter_image.pixels.convert("RGB")
     if pictures.control_image is not None:

@@ -37,6 +37,7 @@ _WIDGETS = (
     _slider("overlay_grow", default=0, min=0, max=64),
     _slider("overlay_feather", default=0, min=0, max=64),
     MellonParam.Input.checkbox("match_colors"),
+    MellonParam.Input.checkbox("batch_guidance"),
     _socket("padding_map_crop", "int"),
     _slider("num_inference_steps", default=50, min=1, max=100),
     _slider("num_images_per_prompt", default=1, min=1, max=8),

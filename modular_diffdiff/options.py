@@ -109,6 +109,14 @@ MatchColors = Annotated[
         "has shifted comes back.",
     ),
 ]
+BatchGuidance = Annotated[
+    bool,
+    typer.Option(
+        "--batch-guidance",
+        help="Ask the model once a step, with PROMPT and --negative as one batch, and not once for each: faster on "
+        "accelerators that one picture does not fill, and with more memory.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="D", help="Where to run, e.g. cuda, mps or cpu; an accelerator by default.")
 ]

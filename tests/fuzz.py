@@ -207,7 +207,7 @@ MEANT: dict[str, list[Make]] = {
         drawn("RGB", 8, 8),
     ],
     **dict.fromkeys(
-        ("invert_diffdiff_map", "overlay", "match_colors", "preview_map", "guess_mode"),
+        ("invert_diffdiff_map", "overlay", "match_colors", "preview_map", "guess_mode", "batch_guidance"),
         always(True, False, np.bool_(True)),
     ),
     **dict.fromkeys(("strength", "diffdiff_softness", "eta", "control_guidance_start"), SHARES),

@@ -119,7 +119,7 @@ def test_the_same_command_writes_the_same_file(edit):
 
 def test_a_file_tells_how_to_make_it_again(edit, run):
     changed = ("--negative", "a red apple", "--guidance-scale", 3, "--strength", 0.8, "--softness", 0.5)
-    changed += ("--match-colors", "--overlay", "--crop", 2)
+    changed += ("--match-colors", "--overlay", "--crop", 2, "--batch-guidance")
     shaped = (
         "--levels",
         0.1,
@@ -154,6 +154,7 @@ def test_a_file_tells_how_to_make_it_again(edit, run):
         *("--seam", told["map_seam"], "--limits", *told["map_limits"]),
         *("--softness", told["softness"]),
         *(["--match-colors"] if told["match_colors"] else []),
+        *(["--batch-guidance"] if told["batch_guidance"] else []),
         *(["--invert-map"] if told["invert_diffdiff_map"] else []),
         *(["--overlay"] if told["overlay"] else []),
     )
@@ -268,6 +269,7 @@ def test_a_model_of_another_family_is_recognized_and_said(run):
     ("pipeline", "options", "said"),
     [
         ("FluxPipeline", ("--negative", "blurry"), "--negative 'blurry': Flux takes none."),
+        ("FluxPipeline", ("--batch-guidance",), "--batch-guidance: Flux is asked once a step already."),
         (
             "FluxPipeline",
             ("--control-image", "map.png", "--controlnet", "a/b"),

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, guiders
+from diffusers import ClassifierFreeGuidance, QwenImageTransformer2DModel, guiders
 from diffusers.guiders import BaseGuidance, LTX2Guidance, MagnitudeAwareGuidance
 from diffusers.models import CosmosTransformer3DModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
@@ -35,8 +35,7 @@ from .test_families import (  # noqa: F401
 
 
 # of another length than the prompt, but where the model tells an image's place by its text's length
-NEGATIVE = {name: "red" if name == "qwen21" else "a blurry red apple with no cup" for name in GUIDED}
-NEGATIVE["qwen21"] = "a red apple"
+NEGATIVE = dict.fromkeys(GUIDED, "a blurry red apple with no cup") | {"qwen21": "a red apple"}
 GUIDERS = sdxl.GUIDERS | {
     "APG with momentum": lambda: guiders.AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5),
     "APG mix with momentum": lambda: guiders.AdaptiveProjectedMixGuidance(adaptive_projected_guidance_momentum=-0.5),
@@ -126,7 +125,7 @@ def test_other_guiders_are_refused_by_name(guider):
 
 
 def test_lengths_that_decide_where_the_image_lies_are_refused():
-    with pytest.raises(BadInputError, match="`batch_guidance` is True, but .* give a negative prompt of as many token"):
+    with pytest.raises(BadInputError, match=r"`batch_guidance` is True, but .* do not fit in one batch"):
         run(ours("qwen21", guider=cfg()), "qwen21", negative_prompt="a red apple with no cup", batch_guidance=True)
 
 
@@ -183,7 +182,22 @@ def test_with_qwens_controlnet():
     assert relative(batched, plain) < 1e-5
 
 
-# What outputs share
+# What outputs share, and what each has
+
+
+def test_each_output_has_its_grids():
+    """Qwen-Image-Edit 2511 tells reference from picture by them, in every row."""
+    config = dict(parts_of("qwen-edit")["transformer"].config)
+    torch.manual_seed(0)
+    model = QwenImageTransformer2DModel.from_config(config, zero_cond_t=True).eval().requires_grad_(False)
+
+    def edit(batched: bool):
+        pipe = undecoded(ours("qwen-edit", guider=cfg(), transformer=model))
+        return run(pipe, "qwen-edit", prompt=PROMPTS, negative_prompt=["red", "a cup"], batch_guidance=batched)
+
+    (plain, _), (batched, calls) = both_ways(model, edit)
+    assert calls == 4
+    assert relative(batched, plain) < 1e-5
 
 
 def test_what_animas_model_repeats_itself_is_given_once(monkeypatch):

@@ -34,7 +34,7 @@ class FamilyTraits:
         latent_output: Whether its decoder gives latents where `output_type` is "latent".
         pictures_only: Whether it takes PIL images alone; floats are then rounded to 8 bits.
         no_negative: The text that stands for no negative prompt in a batch.
-        lists: Whether its denoiser takes lists of a tensor for each output, where others take tensors with a row for each.
+        lists: Whether its denoiser takes lists with an entry for each output, where others take tensors with a row.
         shared: Arguments of its denoiser that serve all outputs, and have no row for each.
         encodes_once: Whether one encoded image serves several outputs; else each output gets an image of its own.
         area: The input that takes the area of the run in pixels, of models that would choose it.

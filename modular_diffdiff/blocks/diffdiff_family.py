@@ -218,9 +218,7 @@ def _open_loops(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTrait
             _insert(block, _place_to_prepare(block, name, family.original), steps)
 
 
-def _opened(
-    loop: LoopSequentialPipelineBlocks, family: diffdiff_block.FamilyTraits
-) -> LoopSequentialPipelineBlocks:
+def _opened(loop: LoopSequentialPipelineBlocks, family: diffdiff_block.FamilyTraits) -> LoopSequentialPipelineBlocks:
     """The same loop, a subclass's, with our blocks as its first and last."""
     kind = type(f"DiffDiff{type(loop).__name__}", (diffdiff_loop.DiffDiffLoop, type(loop)), {})
     opened = kind.from_blocks_dict(InsertableDict(loop.sub_blocks))

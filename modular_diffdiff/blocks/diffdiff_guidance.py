@@ -86,15 +86,17 @@ def repeat(value: Any, rows: int, times: int, family: diffdiff_block.FamilyTrait
     if isinstance(value, torch.Tensor):
         return torch.cat([value] * times) if value.ndim and len(value) == rows else value
     if isinstance(value, dict):
-        return {
-            key: part if key in family.shared else repeat(part, rows, times, family) for key, part in value.items()
-        }
+        return {key: part if key in family.shared else repeat(part, rows, times, family) for key, part in value.items()}
     if not isinstance(value, (list, tuple)):
         return value
-    grids = all(isinstance(part, list) and not isinstance(part[0], torch.Tensor) for part in value)
-    if len(value) == rows and (family.lists or grids):
+    if len(value) == rows and (family.lists or all(map(_is_grids, value))):
         return value * times
-    return value if family.lists else [repeat(part, rows, times, family) for part in value]
+    return value if family.lists else type(value)(repeat(part, rows, times, family) for part in value)
+
+
+def _is_grids(value: Any) -> bool:
+    """Whether this is a list of numbers, as the grids of an output's pictures."""
+    return isinstance(value, list) and not any(isinstance(part, torch.Tensor) for part in value)
 
 
 class _StandIn:
@@ -139,9 +141,11 @@ class _Model(_StandIn):
         self.guider = guider
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        rows, times = self.guider.rows, len(self.guider.conditions)
-        args = [repeat(given, rows, times, self.guider.family) for given in args]
-        answer = self._stands_for(*args, **repeat(kwargs, rows, times, self.guider.family))
+        rows, times, family = self.guider.rows, len(self.guider.conditions), self.guider.family
+        if times == 1:
+            return self._stands_for(*args, **kwargs)
+        args = [repeat(given, rows, times, family) for given in args]
+        answer = self._stands_for(*args, **repeat(kwargs, rows, times, family))
         if kwargs.get("guess_mode"):  # a ControlNet then acts on the first condition alone
             down, middle = answer
             for residual in (*down, middle):
