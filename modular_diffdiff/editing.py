@@ -128,7 +128,7 @@ class Edit:
         crop: Padding in pixels around the box that changes, to which the edit is cut; None for the whole picture.
         control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
         control_scale: How much the control image counts, 0 for nothing; None without one.
-        batch_guidance: Whether the model is asked once a step for prompt and negative prompt together.
+        batch_guidance: Whether the model is called once a step, with prompt and negative prompt as one batch.
     """
 
     prompt: str
@@ -415,7 +415,7 @@ def check_family(model: Model, edit: Edit) -> None:
         if value is not None and names[option] not in blocks.input_names:
             raise UserError(f"{option} {value!r}: {model.title} takes none.")
     if edit.batch_guidance and "batch_guidance" not in blocks.input_names:
-        raise UserError(f"--batch-guidance: {model.title} is asked once a step already.")
+        raise UserError(f"--batch-guidance: {model.title} is called once a step anyway.")
 
 
 def warn_of_long_texts(pipe, edit: Edit) -> None:

@@ -113,8 +113,8 @@ BatchGuidance = Annotated[
     bool,
     typer.Option(
         "--batch-guidance",
-        help="Ask the model once a step, with PROMPT and --negative as one batch, and not once for each: faster on "
-        "accelerators that one picture does not fill, and with more memory.",
+        help="Call the model once a step, with PROMPT and --negative as one batch: faster where one picture does not "
+        "fill the accelerator, with more memory.",
     ),
 ]
 Device = Annotated[

@@ -269,7 +269,7 @@ def test_a_model_of_another_family_is_recognized_and_said(run):
     ("pipeline", "options", "said"),
     [
         ("FluxPipeline", ("--negative", "blurry"), "--negative 'blurry': Flux takes none."),
-        ("FluxPipeline", ("--batch-guidance",), "--batch-guidance: Flux is asked once a step already."),
+        ("FluxPipeline", ("--batch-guidance",), "--batch-guidance: Flux is called once a step anyway."),
         (
             "FluxPipeline",
             ("--control-image", "map.png", "--controlnet", "a/b"),

@@ -65,14 +65,15 @@ def both_ways(model, edit) -> list:
 @pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize("name", GUIDED)
 def test_one_call_a_step_gives_the_same_latents(name, outputs):
-    """With guidance in the middle two of four steps."""
+    """With guidance in the middle two of four steps, and that in every run of a pipeline."""
     options = {"negative_prompt": NEGATIVE[name], "num_images_per_prompt": outputs}
     if outputs == 2 and name in BATCHES:
         options = {"prompt": [PROMPTS[0], "a cup"], "negative_prompt": [NEGATIVE[name], "red"]}
         options |= {"image": [picture(64, 64, seed) for seed in range(2)], "diffdiff_map": MAPS}
 
+    pipe = undecoded(ours(name, guider=cfg(start=0.25, stop=0.75)))
+
     def edit(batched: bool):
-        pipe = undecoded(ours(name, guider=cfg(start=0.25, stop=0.75)))
         generators = [seeded(k) for k in range(outputs)]
         return run(pipe, name, batch_guidance=batched, generator=generators, **options)
 

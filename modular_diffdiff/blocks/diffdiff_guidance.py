@@ -19,7 +19,7 @@ BadInputError = diffdiff_refusals.BadInputError
 
 
 def only_combines(guider: BaseGuidance) -> bool:
-    """Whether a guider combines two predictions of one model, and does nothing to the model between its calls."""
+    """Whether a guider only combines predictions of one model, and does nothing to it between its calls."""
     kind = type(guider)
     return kind.prepare_models is BaseGuidance.prepare_models and kind._input_predictions == CONDITIONS
 
@@ -37,8 +37,8 @@ def join(conditions: list[BlockState], rows: int, family: diffdiff_block.FamilyT
     """
     fields = [condition.as_dict() for condition in conditions]
     for name in fields[0]:
-        if f"{name}_mask" in fields[0]:
-            _pad(fields, name)
+        if f"{name}_mask" in fields[0] and all(one[name] is not None for one in fields):
+            _pad(fields, name, f"{name}_mask")
     joined = {name: _join_values(name, [one[name] for one in fields], rows, family) for name in fields[0]}
     return BlockState(**joined)
 
@@ -54,17 +54,17 @@ def check_fit(name: str, values: list[torch.Tensor | None], rows: int) -> None:
         )
 
 
-def _pad(fields: list[dict[str, Any]], name: str) -> None:
+def _pad(fields: list[dict[str, Any]], name: str, mask: str) -> None:
     """Brings embeddings (B, tokens, ...) and their masks (B, tokens) to one length, with tokens that do not count."""
-    tokens = max(one[name].shape[1] for one in fields)
-    if all(one[f"{name}_mask"] is None and one[name].shape[1] == tokens for one in fields):
+    lengths = {one[name].shape[1] for one in fields}
+    if len(lengths) == 1 and all(one[mask] is None for one in fields):
         return
     for one in fields:
-        if one[f"{name}_mask"] is None:
-            one[f"{name}_mask"] = one[name].new_ones(one[name].shape[:2], dtype=torch.bool)
-        for key in (name, f"{name}_mask"):
-            missing = one[key].new_zeros(len(one[key]), tokens - one[key].shape[1], *one[key].shape[2:])
-            one[key] = torch.cat([one[key], missing], dim=1)
+        if one[mask] is None:
+            one[mask] = one[name].new_ones(one[name].shape[:2], dtype=torch.bool)
+        for key in (name, mask):
+            rows, tokens, *features = one[key].shape
+            one[key] = torch.cat([one[key], one[key].new_zeros(rows, max(lengths) - tokens, *features)], dim=1)
 
 
 def _join_values(name: str, values: list[Any], rows: int, family: diffdiff_block.FamilyTraits) -> Any:
@@ -134,7 +134,7 @@ class _Guider(_StandIn):
 
 
 class _Model(_StandIn):
-    """A model that is asked for all conditions at once."""
+    """A model that is called once for all conditions."""
 
     def __init__(self, model: torch.nn.Module, guider: _Guider):
         super().__init__(model)
@@ -154,7 +154,7 @@ class _Model(_StandIn):
 
 
 class DiffDiffBatchGuidance(diffdiff_docs.Documented):
-    """Upstream's denoiser, which with `batch_guidance` asks the model once a step for all conditions of the guider.
+    """Predicts the noise with guidance; with `batch_guidance` the model is called once for all conditions.
 
     A mixin. The denoiser finds one condition with the rows of all, models that repeat what else they are given, and a
     guider that gets each condition its own rows of the prediction.

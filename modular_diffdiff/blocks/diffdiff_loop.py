@@ -112,5 +112,10 @@ class DiffDiffLoop:
 
     @torch.no_grad()
     def __call__(self, components, state):
-        # upstream's loops expect what their steps would have made
-        return super().__call__(components, state) if len(state.get("timesteps")) else (components, state)
+        if not len(state.get("timesteps")):  # upstream's loops expect what their steps would have made
+            return components, state
+        try:
+            return super().__call__(components, state)
+        finally:
+            if getattr(components, "guider", None) is not None:  # the next run's encoders ask it, before its first step
+                components.guider.set_state(step=None, num_inference_steps=None, timestep=None)

@@ -139,13 +139,13 @@ class SDXLDiffDiffLoopBeforeDenoiser(diffdiff_docs.Documented, StableDiffusionXL
 
 
 class SDXLDiffDiffLoopDenoiser(diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLLoopDenoiser):
-    """Predicts the noise with guidance; with `batch_guidance` all conditions are one batch of the UNet."""
+    """Predicts the noise with guidance; with `batch_guidance` the UNet is called once for all conditions."""
 
 
 class SDXLDiffDiffControlNetLoopDenoiser(
     diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLControlNetLoopDenoiser
 ):
-    """The same with a ControlNet, which `batch_guidance` makes one call a step too."""
+    """The same with a ControlNet, which is then called once a step too."""
 
 
 def _around(denoiser: type) -> list[type]:
