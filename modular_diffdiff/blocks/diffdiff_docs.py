@@ -203,9 +203,9 @@ _describe(
     match_colors="Fits the colours of the result to the original's on what the map keeps whole, and changes all of it "
     "so: what the autoencoder and the model have shifted comes back. Not where nothing is kept.",
     preview_map="Whether to draw `map_preview`.",
-    batch_guidance="Calls the model once a step, with prompt and negative prompt as one batch: faster where one picture "
-    "does not fill the accelerator, with more memory, and equal up to float rounding. For guiders that only combine "
-    "predictions, such as classifier-free guidance.",
+    batch_guidance="Calls the model once a step, with prompt and negative prompt as one batch: faster where one "
+    "picture does not fill the accelerator, with more memory, and equal up to float rounding. For guiders that only "
+    "combine predictions, such as classifier-free guidance.",
     _auto_resize="Whether the image is brought to a size that the model was trained on; never with a map, as that "
     "stretches it.",
 )
