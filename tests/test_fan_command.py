@@ -60,7 +60,7 @@ def edited(*options) -> np.ndarray:
 
 
 SHAPED = ("--negative", "a red apple", "--guidance-scale", 3, "--invert-map", "--feather", 1.5, "--gamma", 2)
-SHAPED += ("--limits", 0.1, 0.9, "--overlay")
+SHAPED += ("--limits", 0.1, 0.9, "--overlay", "--batch-guidance")
 
 
 @pytest.mark.parametrize("shaping", [(), SHAPED], ids=["plain", "shaped"])
@@ -105,6 +105,7 @@ def test_the_file_says_how_to_make_it_again(checkpoint):
         *("--limits", *told["map_limits"], "--out", "again.png"),
         *(["--invert-map"] if told["invert_diffdiff_map"] else []),
         *(["--overlay"] if told["overlay"] else []),
+        *(["--batch-guidance"] if told["batch_guidance"] else []),
     )
     assert Path("photo-fan.png").read_bytes() == Path("again.png").read_bytes()
 

@@ -145,7 +145,8 @@ class SDXLDiffDiffLoopDenoiser(diffdiff_guidance.DiffDiffBatchGuidance, StableDi
 class SDXLDiffDiffControlNetLoopDenoiser(
     diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLControlNetLoopDenoiser
 ):
-    """The same with a ControlNet, which is then called once a step too."""
+    """Predicts the noise with guidance and a ControlNet; with `batch_guidance` both models are called once for all
+    conditions."""
 
 
 def _around(denoiser: type) -> list[type]:
