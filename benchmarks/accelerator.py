@@ -378,8 +378,7 @@ def head(bench: Bench) -> str:
     name = None
     if bench.device.type != "cpu":
         name = getattr(bench.backend.module, "get_device_name", lambda: bench.device.type)()
-    if bench.has_memory:
-        name += f" ({bench.backend.mem_get_info()[1] / 1e9:.0f} GB)"
+        name += f" ({bench.backend.mem_get_info()[1] / 1e9:.0f} GB)" if bench.has_memory else ""
     what = "Toys of the architectures" if bench.small else "The published architectures"
     return f"""# What an edit costs on an accelerator
 
