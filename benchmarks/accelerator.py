@@ -83,6 +83,7 @@ class Bench:
         return time.perf_counter() > self.until
 
     def model(self, architecture: Architecture) -> Model:
+        """A toy, or as much of the real one as the device's memory holds."""
         if self.small:
             config = architecture.config | architecture.small
             return Model(architecture, self.device, self.side, config=config, autoencoder=SMALL_AUTOENCODER)
@@ -91,11 +92,10 @@ class Bench:
 
     def rivals(self, model: Model, guided: bool) -> dict[str, Editor]:
         """Who else edits with this model."""
-        pipeline_class = self.community.get(model.architecture.community)
-        community = (
-            {} if pipeline_class is None else {"the community pipeline": model.community(pipeline_class, guided)}
-        )
-        return {"upstream's image-to-image": model.upstream(guided)} | community
+        rivals = {"upstream's image-to-image": model.upstream(guided)}
+        if (pipeline_class := self.community.get(model.architecture.community)) is not None:
+            rivals[COMMUNITY] = model.community(pipeline_class, guided)
+        return rivals
 
     def without_those_that_fail(self, model: Model) -> list[str]:
         """Tries the community pipeline of a model; one that fails is left out, and is what the lines say."""
@@ -417,7 +417,10 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.accelerator.current_accelerator(check_available=True)
     if not options.small and device is None:
         parser.error("There is no accelerator; `--small` runs the same code on a CPU.")
-    effort = {"minutes": options.minutes, "community": community_pipelines(options.community)}
+    try:
+        effort = {"minutes": options.minutes, "community": community_pipelines(options.community)}
+    except ValueError as error:
+        parser.error(str(error))
     if options.small:
         bench = Bench(torch.device("cpu"), side=64, steps=4, turns=1, counts=(1, 2), small=True, **effort)
     else:

@@ -250,7 +250,7 @@ class Editor:
 
 
 class Model:
-    """An architecture on a device, and the pipelines that edit a picture with it; they share all parts.
+    """An architecture on a device, and the pipelines that edit a picture with it; they share its weights.
 
     Args:
         architecture: A family at its published size.
@@ -279,14 +279,14 @@ class Model:
             self.embeddings = architecture.embed(self.denoiser.config, torch.randn)
         for part in (self.denoiser, self.autoencoder):
             part.eval().requires_grad_(False)
-        self.parts = {
-            "unet" if architecture is SDXL else "transformer": self.denoiser,
-            "vae": self.autoencoder,
-            "scheduler": architecture.scheduler(),
-        }
         self.blocks = without_encoders(architecture.blocks().get_workflow("diffdiff"), "prompt_embeds")
         self.can_batch_guidance = architecture.guided and "batch_guidance" in self.blocks.input_names
         self.image = Image.fromarray(render(Scene("apple", "red", "striped", light=0.3))).resize((side, side))
+
+    def parts(self) -> dict[str, Any]:
+        """For a pipeline, which has a scheduler of its own: some change theirs."""
+        denoiser = {"unet" if self.architecture is SDXL else "transformer": self.denoiser}
+        return denoiser | {"vae": self.autoencoder, "scheduler": self.architecture.scheduler()}
 
     @property
     def parameters(self) -> int:
@@ -295,7 +295,7 @@ class Model:
     def pipeline(self, blocks, guided: bool, manager: ComponentsManager | None = None):
         """Of these blocks and the model's parts."""
         pipe = blocks.init_pipeline(components_manager=manager)
-        parts = dict(self.parts)
+        parts = self.parts()
         if self.architecture.guided:
             parts["guider"] = ClassifierFreeGuidance(guidance_scale=GUIDANCE_SCALE if guided else 1.0)
         pipe.update_components(**parts)
@@ -337,7 +337,7 @@ class Model:
         """diffusers' community pipeline."""
         taken = inspect.signature(pipeline_class).parameters.values()
         absent = {parameter.name: None for parameter in taken if parameter.default is parameter.empty}
-        pipe = pipeline_class(**(absent | self.parts))
+        pipe = pipeline_class(**(absent | self.parts()))
         pipe.set_progress_bar_config(disable=True)
 
         def edit(steps: int, change_map: np.ndarray):
