@@ -198,12 +198,12 @@ def times(bench: Bench, model: Model) -> Iterator[str]:
         label = ("guidance on, " if guided else "guidance off, ") if model.architecture.guided else ""
         rivals = bench.rivals(model, guided)
         editors = {"ours": model.ours(guided)} | rivals
-        if guided and model.can_batch_guidance:
+        if guided:
             editors["batched"] = model.ours(guided, batched=True)
         taken = bench.all_seconds({name: (edit, 0.0) for name, edit in editors.items()})
         for name in rivals:
             yield times_row(label + name, taken["ours"], taken[name])
-        if "batched" in taken:
+        if guided:
             yield times_row(f"{label}`batch_guidance`, ours without", taken["batched"], taken["ours"])
             for name in rivals:
                 yield times_row(f"{label}`batch_guidance`, {name}", taken["batched"], taken[name])
@@ -221,7 +221,7 @@ def times_half_frozen(bench: Bench, model: Model) -> Iterator[str]:
 
 def waits_and_memory(bench: Bench, model: Model) -> Iterator[str]:
     editors = {"ours": model.ours()} | bench.rivals(model, guided=False)
-    if model.can_batch_guidance:
+    if model.architecture.guided:
         editors["ours, guidance on, `batch_guidance`"] = model.ours(guided=True, batched=True)
     yield from ("| | waits of the host for the device, a step | peak memory |", "|---|---|---|")
     for name, edit in editors.items():

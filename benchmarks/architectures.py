@@ -280,7 +280,6 @@ class Model:
         for part in (self.denoiser, self.autoencoder):
             part.eval().requires_grad_(False)
         self.blocks = without_encoders(architecture.blocks().get_workflow("diffdiff"), "prompt_embeds")
-        self.can_batch_guidance = architecture.guided and "batch_guidance" in self.blocks.input_names
         self.image = Image.fromarray(render(Scene("apple", "red", "striped", light=0.3))).resize((side, side))
 
     def parts(self) -> dict[str, Any]:
@@ -312,9 +311,9 @@ class Model:
         """Ours; with `batched` guidance, and from and to `latents` in the place of pictures."""
         blocks = without_encoders(self.blocks, "image_latents") if latents else self.blocks
         pipe = self.pipeline(blocks, guided, manager)
-        fixed = {} if latents else {"image": self.image}
-        if batched:
-            fixed["batch_guidance"] = True
+        fixed = {"batch_guidance": batched} if self.architecture.guided else {}
+        if not latents:
+            fixed["image"] = self.image
 
         def edit(steps: int, change_map: np.ndarray, **inputs: Any):
             inputs = {"generator": seeded(0)} | fixed | self.embeddings | inputs
