@@ -16,7 +16,7 @@ import typer
 from . import asking, catalog, editing, loading, maps, options, publishing
 
 
-DEMO_NAME = "modular-diffdiff-demo.png"
+DEMO_NAMES = ("modular-diffdiff-demo.png", "photo.png", "map.png", "mask.png", "edges.png")
 # What `web` passes on to each edit.
 WEB_SETTINGS = (
     *("model", "controlnet", "ip_adapter", "lora", "segmenter", "mask_generator", "depth_estimator"),
@@ -107,27 +107,29 @@ def _printable(text: Any) -> str:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the sheet.")] = Path(),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path(),
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Draw a contact sheet of edits with the embedded checkpoint.
+    """Draw a contact sheet of edits with the embedded checkpoint, and pictures to try the other commands on.
 
-    An object that words name, half a picture, a gradient, a ramp of strengths, and edits that an image prompt and edges
-    steer, each with its original. It takes less than a minute on a CPU.
+    The sheet shows edits by words, of half a picture, along a gradient and at several strengths, and edits that an
+    image prompt and edges steer. Beside it are photo.png, map.png, mask.png and edges.png, which the examples of the
+    documentation take. It takes less than a minute on a CPU.
 
     \b
     Example:
-      modular-diffdiff demo --out sheets --overwrite
+      modular-diffdiff demo --out demo --overwrite
     """
-    path = out / DEMO_NAME
+    paths = [out / name for name in DEMO_NAMES]
     with _one_line_errors():
-        editing.check_outputs([path], overwrite)
+        editing.check_outputs(paths, overwrite)
         with editing.quiet_libraries():
-            from . import demo as contact_sheet
+            from . import demo as drawn
 
-            sheet = contact_sheet.make_sheet()
-        editing.write_png(sheet, path, overwrite)
-    typer.echo(_printable(path))
+            pictures = [drawn.make_sheet(), *drawn.draw_examples()]
+        for path, picture in zip(paths, pictures, strict=True):
+            editing.write_png(picture, path, overwrite)
+            typer.echo(_printable(path))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The contact sheet of `modular-diffdiff demo`: still lifes, change maps, and what the embedded checkpoint does."""
+"""What `modular-diffdiff demo` draws: a contact sheet of edits, and pictures to try the commands on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from . import loading
 from .blocks.diffdiff_model_sources import DiffDiffMapTextStep
 from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 from .still_life import EDGES, GUIDANCE_SCALE
-from .still_life.scene import SIZE, Item, Scene, render
+from .still_life.scene import SIZE, Item, Scene, masks, render
 
 
 STEPS = 15
 GAP, MARGIN = 16, 16
 TITLE_SIZE, CAPTION_SIZE = 28, 24  # readable at half the size, as READMEs show it
 PAPER, INK, EDGE = (255, 255, 255), (32, 32, 32), (160, 160, 160)
+TWO = Scene("apple", "red", "tabletop", (0.28, 0.56), light=0.3, seed=1, beside=Item("cup", "blue"))
 STEERED = Scene("apple", "green", "striped", light=0.3)
 STEERED_SEED = 5
 STEERED_TITLE = "Left third kept: an image prompt gives the colour (IP-Adapter), edges the shape (ControlNet)"
@@ -93,11 +94,10 @@ def map_of_words(scene: Scene, words: str) -> np.ndarray:
 
 
 def row_of_two() -> Row:
-    scene = Scene("apple", "red", "tabletop", (0.28, 0.56), light=0.3, seed=1, beside=Item("cup", "blue"))
     others = Item("apple", "green"), Item("lemon", "yellow"), Item("pear", "purple")
-    change_map = map_of_words(scene, "the cup")
-    edits = [Edit(f"“{o.colour} {o.kind}”", replace(scene, beside=o).caption, change_map) for o in others]
-    return Row("In words: “the cup” and what is near it may change", scene, edits, seed=0)
+    change_map = map_of_words(TWO, "the cup")
+    edits = [Edit(f"“{o.colour} {o.kind}”", replace(TWO, beside=o).caption, change_map) for o in others]
+    return Row("In words: “the cup” and what is near it may change", TWO, edits, seed=0)
 
 
 def row_of_halves() -> Row:
@@ -216,6 +216,14 @@ def draw_sheet(rows: list[tuple[str, list[tuple[PIL.Image.Image, str]]]]) -> PIL
         sheet.paste(row, (MARGIN, top))
         top += row.height + GAP
     return sheet
+
+
+def draw_examples() -> list[PIL.Image.Image]:
+    """What the documentation's commands take: two objects, a map of the left half, a mask of the cup, edges on the right."""
+    edges = PIL.Image.new("L", (SIZE, SIZE))
+    edges.paste(PIL.Image.open(EDGES), (56, 20))
+    half = shown_map([Edit("", "", keep_left(1 / 2))])
+    return [PIL.Image.fromarray(render(TWO)), half, PIL.Image.fromarray(masks(TWO)["cup"]), edges]
 
 
 def make_sheet() -> PIL.Image.Image:

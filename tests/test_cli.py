@@ -1150,11 +1150,18 @@ def test_the_libraries_speak_again_after_a_run(edit):
 # The demo
 
 
-def test_the_demo_writes_a_sheet_and_says_where(run, folder, monkeypatch):
+def test_the_demo_writes_a_sheet_and_pictures_to_try_and_says_where(run, folder, monkeypatch):
     monkeypatch.setattr(demo, "STEPS", 6)
-    sheet = folder / "modular-diffdiff-demo.png"
-    assert run("demo", "--out", folder).stdout == f"{sheet}\n"
-    assert "exists" in the_line_of(run("demo", "--out", folder, code=2))
+    before = (folder / "photo.png").read_bytes()
+    assert "'photo.png' exists" in the_line_of(run("demo", code=2))
+    assert (folder / "photo.png").read_bytes() == before
+
+    (folder / "drawn").mkdir()
+    written = [Path(line) for line in run("demo", "--out", folder / "drawn").stdout.splitlines()]
+    sheet = folder / "drawn" / "modular-diffdiff-demo.png"
+    assert written[0] == sheet
+    assert sorted(written) == sorted((folder / "drawn").iterdir())
+    assert "exists" in the_line_of(run("demo", "--out", folder / "drawn", code=2))
     run("demo", "--out", folder / "nowhere", code=2)
 
     row = demo.plan_rows()[0]

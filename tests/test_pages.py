@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import modular_diffdiff
-from modular_diffdiff import publishing
+from modular_diffdiff import cli, demo, publishing
 from modular_diffdiff.still_life.controls import depth
 from modular_diffdiff.still_life.scene import SIZE, Scene, render
 
@@ -27,7 +27,7 @@ PACKAGE = Path(modular_diffdiff.__file__).parent
 ROOT = PACKAGE.parent
 # Each with what its code must have left behind, and where other tests run what cannot be run in these.
 RUN = {
-    ROOT / "README.md": ("photo-edit.png", "street.png", "photo-fan.png"),
+    ROOT / "README.md": ("photo-edit.png", "photo-fan.png", "bottle.png", "sdxl.png"),
     PACKAGE / "model_card.md": ("my-edit/presets.py", "my-edit/unet/config.json", "pear.png", "run.png"),
     PACKAGE / "still_life" / "model_card.md": ("pear.png",),
 }
@@ -65,13 +65,11 @@ def commands_of(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Where somebody has a small photo, a map, and pictures that steer."""
-    apple, size = Scene("apple", "red", "striped", light=0.3), SIZE // 2
-    Image.fromarray(render(apple, size)).save(tmp_path / "photo.png")
-    Image.fromarray(np.repeat([[255, 0]], size // 2, 1).repeat(size, 0).astype(np.uint8)).save(tmp_path / "map.png")
-    for name in ("edges", "depth"):
-        depth(apple).save(tmp_path / f"{name}.png")
-    Image.fromarray(render(Scene("apple", "orange", "plain", light=0.3))).save(tmp_path / "orange.png")
+    """Where somebody has run `modular-diffdiff demo`, at half its size for speed, and has pictures that steer."""
+    drawn = zip(cli.DEMO_NAMES[1:], demo.draw_examples(), strict=True)
+    steer = {"depth": depth(demo.TWO), "orange": Image.fromarray(render(Scene("apple", "orange", "plain", light=0.3)))}
+    for name, picture in [*drawn, *((f"{name}.png", picture) for name, picture in steer.items())]:
+        picture.resize((SIZE // 2, SIZE // 2)).save(tmp_path / name)
     return tmp_path
 
 
