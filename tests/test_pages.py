@@ -74,7 +74,8 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_block_runs_as_it_is_pasted(hub, folder, page):
+def test_every_block_runs_as_it_is_pasted(hub, folder, page, monkeypatch):
+    monkeypatch.setitem(hub.repositories, "ada/diffdiff-sdxl", hub.repositories[publishing.BLOCKS_REPO])
     code = blocks_of(page, "python")
     assert code
     # an edit of the half map keeps what is white, and changes what is black
