@@ -93,7 +93,7 @@ def strengths(given: str) -> tuple[float, ...]:
     try:
         return tuple(map(float, given.split(",")))
     except ValueError as error:
-        raise loading.UserError(f"--strengths is {given!r}; it takes numbers with commas between them.") from error
+        raise loading.UserError(f"--strengths is {given!r}; it takes numbers separated by commas.") from error
 
 
 def ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -131,7 +131,7 @@ def _numbers(option: str, given: str, counts: tuple[int, ...]) -> tuple[int, ...
     parts = given.split(",")
     if len(parts) not in counts or not all(part.strip().isdecimal() for part in parts):
         wanted = " or ".join(map(str, counts))
-        raise loading.UserError(f"{option} is {given!r}; it takes {wanted} whole numbers with commas between them.")
+        raise loading.UserError(f"{option} is {given!r}; it takes {wanted} whole numbers separated by commas.")
     return tuple(map(int, parts))
 
 

@@ -110,7 +110,7 @@ def recognize(location: str) -> str:
                 return name
     name = index.get("_class_name", "pipeline without a name")
     raise UnknownFamilyError(
-        f"{location!r} is a {name}, which is of no family that is known here; they are {', '.join(FAMILIES)}."
+        f"{location!r} is a {name}, which belongs to no known family; known are {', '.join(FAMILIES)}."
     )
 
 

@@ -56,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Differential diffusion: edits an image under a grey-scale change map.
+    help="""Differential diffusion: edit an image with a grey-scale change map.
 
 The map gives every pixel its own strength: white keeps the original, black lets everything change.
 
@@ -68,7 +68,7 @@ Examples:
   modular-diffdiff fan photo.png "a green pear" map.png
   modular-diffdiff web
 
-Exit codes: 0 done, 2 for a mistake in what was given, 1 for any other failure.""",
+Exit codes: 0 for success, 2 for a mistake in the input, 1 for any other failure.""",
 )
 
 
@@ -140,8 +140,8 @@ def edit(
         list[str],
         typer.Argument(
             metavar="[MAP] PROMPT",
-            help="Path or URL of the change map, or -: white keeps, black changes; without one, --text and others of "
-            "its kind make it. Then what the changed regions show.",
+            help="Path or URL of the change map (white keeps, black changes), or - for stdin; not needed with --text, "
+            "--mask and the like. Then what to draw in the changed regions.",
         ),
     ],
     negative: options.Negative = None,
@@ -183,8 +183,7 @@ def edit(
             min=0,
             max=1,
             metavar="X",
-            help="Turns the whole map down. At 0, as under a white map, IMAGE only goes through the autoencoder: "
-            "that changes pixels a little, and --overlay brings them back.",
+            help="Turn the whole map down: 0 keeps everything, as a white map does.",
         ),
     ] = 1.0,
     overlay: options.Overlay = False,
@@ -195,14 +194,12 @@ def edit(
             min=0,
             max=65_536,
             metavar="PAD",
-            help="Edit only the box that the map changes, with PAD pixels around it, and lay it into IMAGE.",
+            help="Edit only the box that changes, with PAD pixels around it, and paste it into IMAGE.",
         ),
     ] = None,
     count: Annotated[
         int,
-        typer.Option(
-            min=1, max=MAX_COUNT, metavar="N", help="How many pictures to make, each of the seed after the last."
-        ),
+        typer.Option(min=1, max=MAX_COUNT, metavar="N", help="How many pictures to make, with consecutive seeds."),
     ] = 1,
     batch_guidance: options.BatchGuidance = False,
     device: options.Device = None,
@@ -218,13 +215,13 @@ def edit(
     ] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Edit IMAGE towards PROMPT, each pixel as strongly as the change map lets it.
+    """Edit IMAGE towards PROMPT, each pixel as strongly as the change map allows.
 
-    The map is MAP, or made of --text and others of its kind, as `modular-diffdiff map` makes it; several join by
-    --combine. White parts of it keep the original, black parts change freely, and greys lie between. The result has
-    the image's size (some edit models have one of their own), its colour profile and its DPI, in 8 bits a colour. Its
-    PNG holds, as JSON in the text chunk "modular-diffdiff", all that it takes to repeat it: prompt, seed, how the map
-    was made, model, settings and versions, and the SHA-256 of each picture's bytes, as read or fetched.
+    The map is MAP, or is made from --text, --mask and the like, as `modular-diffdiff map` makes it; --combine joins
+    several. White parts keep the original, black parts change freely, and greys lie in between. The result has the
+    image's size (some edit models have their own), its colour profile and its DPI, with 8 bits per colour. Its PNG
+    holds all that it takes to repeat it, as JSON in the text chunk "modular-diffdiff": prompt, seed, how the map was
+    made, model, settings and versions, and the SHA-256 of each picture's bytes.
 
     \b
     Examples:
@@ -239,11 +236,11 @@ def edit(
         asking.check_words(prompt, ctx.params)
         if change_map is None and not maps.are_asked(ctx.params):
             raise loading.UserError(
-                "Nothing says what may change: give MAP before PROMPT, or --text, --gradient or another of their kind."
+                "Nothing says what may change: give MAP before PROMPT, or use --text, --mask or the like."
             )
         if seed is not None and seed + count - 1 > options.MAX_SEED:
             raise loading.UserError(
-                f"--seed {seed} with --count {count} goes beyond the last seed, {options.MAX_SEED}."
+                f"--seed {seed} with --count {count} goes beyond the largest seed, {options.MAX_SEED}."
             )
         if seed is None:
             seed = secrets.randbelow(options.MAX_SEED + 2 - count)
@@ -266,7 +263,7 @@ def edit(
 def _split(map_and_prompt: list[str]) -> tuple[str | None, str]:
     """MAP, None without one, and PROMPT."""
     if len(map_and_prompt) > 2:
-        raise loading.UserError(f"{map_and_prompt[2]!r} is one argument too many, behind MAP and PROMPT.")
+        raise loading.UserError(f"{map_and_prompt[2]!r} is one argument too many, after MAP and PROMPT.")
     return (None, *map_and_prompt) if len(map_and_prompt) == 1 else tuple(map_and_prompt)
 
 
@@ -285,17 +282,17 @@ def _load(
 def make_fan(
     ctx: typer.Context,
     image: options.ImageToEdit,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the changed regions show.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw in the changed regions.")],
     change_map: Annotated[
         str | None,
         typer.Argument(
             metavar="MAP",
-            help="Path or URL of the change map, or -: white keeps, black changes; --text and others of its kind make "
-            "one, and without any, everything may change.",
+            help="Path or URL of the change map (white keeps, black changes), or - for stdin; without it, and without "
+            "--text, --mask and the like, everything may change.",
         ),
     ] = None,
     strengths: Annotated[
-        str, typer.Option(metavar="X,X,...", help="2 to 100 rising numbers from 0 to 1, with commas between them.")
+        str, typer.Option(metavar="X,X,...", help="2 to 100 rising numbers from 0 to 1, separated by commas.")
     ] = "0.2,0.4,0.6,0.8,1.0",
     negative: options.Negative = None,
     model: options.ModelName = loading.EMBEDDED,
@@ -344,10 +341,10 @@ def make_fan(
 ) -> None:
     """Show one edit at several strengths, to choose the one for `edit --strength`.
 
-    A strength turns the whole map down; without a map, it is image-to-image's. The sheet has the results in a row, all
-    of the same noise, and beside them one picture cut into strips of rising strength. They are made as one batch, which
-    takes as much memory as so many pictures. The PNG holds, as JSON in the text chunk "modular-diffdiff", all that it
-    takes to repeat it.
+    A strength turns the whole map down; without a map, it is image-to-image's. The sheet shows the results in a row,
+    all from the same noise, and beside them one picture in strips of rising strength. They are made as one batch, which
+    takes the memory of as many pictures. The PNG holds all that it takes to repeat it, as JSON in the text chunk
+    "modular-diffdiff".
 
     \b
     Examples:
@@ -398,7 +395,7 @@ def make_map(
     gamma: options.Gamma = None,
     limits: options.Limits = None,
     invert: Annotated[
-        bool, typer.Option("--invert", help="Write it the other way round, as a mask: white where IMAGE changes.")
+        bool, typer.Option("--invert", help="Write it inverted, as an inpainting mask: white where IMAGE changes.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -406,14 +403,14 @@ def make_map(
     ] = None,
     preview: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="A .png file that shows it: IMAGE in grey, redder the more may change."),
+        typer.Option(metavar="PATH", help="A .png file to show it in: IMAGE in grey, redder where it may change more."),
     ] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Make the change map of IMAGE: white where it is kept, black where it changes.
+    """Make a change map for IMAGE: white where it is kept, black where it changes.
 
     At least one of --text, --point, --box, --depth, --gradient, --mask and --difference says what may change. The PNG
-    has 16 bits a pixel, and holds, as JSON in the text chunk "modular-diffdiff", all that it takes to make it again.
+    has 16 bits per pixel, and holds all that it takes to repeat it, as JSON in the text chunk "modular-diffdiff".
 
     \b
     Examples:
@@ -424,7 +421,7 @@ def make_map(
     with _one_line_errors():
         asking.check_texts({"--text": text})
         if not maps.are_asked(ctx.params):
-            raise loading.UserError("Nothing says what may change: give --text, --gradient or another of its kind.")
+            raise loading.UserError("Nothing says what may change: use --text, --mask or the like.")
         inputs, models = asking.ask_map(ctx.params)
         out = out or Path(f"{Path(editing.file_name(image)).stem}-map.png")
         editing.check_outputs([out, *([preview] if preview else [])], overwrite)
@@ -457,19 +454,26 @@ def web(
     dtype: options.DType = None,
     offload: options.Offload = False,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65_535, metavar="N", help="The first free one from 7860 on by default.")
+        int | None, typer.Option(min=1, max=65_535, metavar="N", help="By default, the first free one from 7860 on.")
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Who can reach it: this machine alone, or with 0.0.0.0 every other.")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where to listen: by default only this machine can reach the page, with 0.0.0.0 others can too.",
+        ),
     ] = "127.0.0.1",
-    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="What visitors have to know.")] = None,
+    auth: Annotated[
+        str | None, typer.Option(metavar="USER:PASSWORD", help="Ask visitors to log in with these.")
+    ] = None,
     mcp: Annotated[
-        bool, typer.Option("--mcp", help="Offer edits, maps and fans as MCP tools too; it needs gradio[mcp].")
+        bool,
+        typer.Option("--mcp", help="Also offer edits, maps and fans as MCP tools; needs `pip install 'gradio[mcp]'`."),
     ] = False,
 ) -> None:
-    """Open a page on this machine, on which one paints what may change, sees it, and edits.
+    """Open a page on this machine to paint what may change, see it, and edit.
 
-    It needs `pip install modular-diffdiff[web]`. What visitors upload is deleted when they leave.
+    It needs `pip install 'gradio>=6.31'`. What visitors upload is deleted when they leave.
 
     \b
     Examples:
@@ -485,19 +489,21 @@ def web(
         try:
             from . import web as page
         except ModuleNotFoundError as error:
-            raise loading.UserError("The page needs gradio: pip install 'modular-diffdiff[web]'.") from error
+            raise loading.UserError("The page needs gradio: pip install 'gradio>=6.31'.") from error
         if mcp and importlib.util.find_spec("mcp") is None:
             raise loading.UserError("--mcp needs gradio's extra of that name: pip install 'gradio[mcp]'.")
         if host not in ("127.0.0.1", "localhost"):
-            known = "who knows the password" if auth else "everybody; --auth asks for a password"
-            typer.echo(f"Whoever can reach this machine at {host} can open the page: {known}.", err=True)
+            known = (
+                "and knows the password can open the page" if auth else "can open the page; --auth asks for a password"
+            )
+            typer.echo(f"Anybody who can reach this machine at {host} {known}.", err=True)
         password = auth and tuple(auth.split(":", 1))
         page.serve(settings, server_name=host, server_port=port, auth=password, mcp_server=mcp)
 
 
 @app.command()
 def publish(
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to, owner/name; without a dot in it.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="The repository, owner/name, without a dot.")],
     family: Annotated[
         str | None,
         typer.Option(
@@ -520,17 +526,17 @@ def publish(
         Path | None,
         typer.Option(metavar="DIR", help="The folder that --dry-run writes; the name of REPO_ID by default."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a repository that only its owner sees.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
     revision: Annotated[
         str | None, typer.Option(metavar="BRANCH", help="The branch to commit to; created if it does not exist.")
     ] = None,
 ) -> None:
     """Publish the blocks of a model family, or the page, as a repository on the Hugging Face Hub.
 
-    The repository is assembled, loaded in a fresh process (a Space is started, and asked for an edit), listed with its
-    files' sizes, and sent in one commit; what has not changed is not sent again, and what an earlier version had and
-    this has not is deleted. A repository that holds anything else is refused. If sending fails, nothing changes. The
-    token is that of `hf auth login` or HF_TOKEN.
+    It is assembled, loaded in a fresh process (a Space is started and makes an edit), listed with its files' sizes,
+    and sent in one commit, with the token of `hf auth login` or HF_TOKEN. Unchanged files are not sent again, and files
+    of an earlier version that are no longer part of it are deleted. A repository that holds anything else is refused.
+    If sending fails, nothing changes.
 
     \b
     Examples:

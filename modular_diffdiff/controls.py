@@ -54,7 +54,9 @@ class Controls:
             with gr.Row():
                 add["point"] = gr.Textbox(label="Points", placeholder="120,80; 30,40,0", max_length=500)
                 add["box"] = gr.Textbox(label="Boxes", placeholder="10,10,90,120", max_length=500)
-            gr.Markdown("Clicks into the preview add points. A third number, 0, marks what is not meant.")
+            gr.Markdown(
+                "Clicks into the preview add points. A third number, 0, marks a point that is not on the object."
+            )
             with gr.Row():
                 self.by_depth = gr.Checkbox(label="By distance")
                 self.depth = share("Kept at (0 is near)", 0), share("Free at", 1)

@@ -219,7 +219,7 @@ def draw_sheet(rows: list[tuple[str, list[tuple[PIL.Image.Image, str]]]]) -> PIL
 
 
 def draw_examples() -> list[PIL.Image.Image]:
-    """What the documentation's commands take: two objects, a map of the left half, a mask of the cup, edges on the right."""
+    """What the commands of the documentation take: two objects, a half map, a mask of the cup, edges of a bottle."""
     edges = PIL.Image.new("L", (SIZE, SIZE))
     edges.paste(PIL.Image.open(EDGES), (56, 20))
     half = shown_map([Edit("", "", keep_left(1 / 2))])

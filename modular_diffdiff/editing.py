@@ -123,7 +123,7 @@ class Edit:
             the model's own.
         softness: How much of the original stays in what the map releases.
         strength: Turns the whole map down; 1 leaves it as it is.
-        overlay: Whether the original's own pixels come back where the map keeps them whole.
+        overlay: Whether the original's own pixels come back where the map fully keeps them.
         match_colors: Whether the result's colours are fitted to the original's there.
         crop: Padding in pixels around the box that changes, to which the edit is cut; None for the whole picture.
         control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
@@ -344,7 +344,7 @@ def check_picture(picture: Picture, deep: bool = False, transparent: bool = Fals
     """
     frames = diffdiff_files.count_frames(picture.pixels)
     if frames > 1:
-        _warn(f"{picture.title} holds {frames} pictures; the first is used.")
+        _warn(f"{picture.title} holds {frames} pictures; only the first is used.")
     if not deep and picture.pixels.mode.startswith(("I", "F")):  # a conversion to RGB would clip them
         raise UserError(f"{picture.title} has more than 8 bits per pixel; save it as an 8-bit picture.")
     if not transparent and _is_transparent(picture.pixels):

@@ -211,7 +211,7 @@ def check_names(model: Model) -> None:
     )
     for option, find, location in steering:
         if location in (EMBEDDED, EMBEDDED_UNION) and model.model != EMBEDDED:
-            raise UserError(f"{option} {location!r} goes with the embedded model only, not with {model.model!r}.")
+            raise UserError(f"{option} {location!r} fits only the embedded model, not {model.model!r}.")
         if location is not None:
             find(location)
 
@@ -456,4 +456,4 @@ def _load_adapters(pipe, model: Model) -> None:
         with _named("--lora", model.lora):
             pipe.load_lora_weights(source, subfolder=subfolder or None, weight_name=name)
             if not any(pipe.get_list_adapters().values()):
-                raise UserError(f"--lora {model.lora!r} holds nothing for this model.")
+                raise UserError(f"--lora {model.lora!r} has no weights for this model.")

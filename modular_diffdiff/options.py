@@ -10,16 +10,16 @@ import typer
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 10_000
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; they are refused otherwise.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files; otherwise they are refused.")]
 ImageToEdit = Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")]
 # What is asked of a model, in every command that has one.
-Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What the changed regions do not show.")]
+Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw in the changed regions.")]
 ModelName = Annotated[
     str,
     typer.Option(
         metavar="REPO_OR_DIR",
-        help="A checkpoint of a family that is known: a name on the Hub, a folder with a model_index.json, or a "
-        "small one that this package embeds: an SDXL (still-life) or a Z-Image (still-life-flow).",
+        help="A checkpoint of a known family: a name on the Hub, a folder with a model_index.json, or a small one that "
+        "comes with this package, an SDXL (still-life) or a Z-Image (still-life-flow).",
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, max=MAX_STEPS, metavar="N", help="Number of denoising steps.")]
@@ -34,7 +34,7 @@ GuidanceScale = Annotated[
 ControlImage = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH_OR_URL", help="What a ControlNet follows where the map lets it, e.g. edges; scaled to IMAGE."
+        metavar="PATH_OR_URL", help="What a ControlNet follows in the changed regions, e.g. edges; scaled to IMAGE."
     ),
 ]
 ControlMode = Annotated[
@@ -42,22 +42,22 @@ ControlMode = Annotated[
     typer.Option(
         min=0,
         metavar="N",
-        help="What a ControlNet-Union takes --control-image for, a number that its model card lists; with the "
-        "embedded one 0 for edges, 1 for depth.",
+        help="The kind of --control-image for a ControlNet-Union, a number from its model card; with the embedded one "
+        "0 is edges, 1 is depth.",
     ),
 ]
 ControlNet = Annotated[
     str | None,
     typer.Option(
         metavar="REPO_OR_DIR",
-        help="A ControlNet or ControlNet-Union for --model; by default the one that goes with the embedded model.",
+        help="A ControlNet or ControlNet-Union for --model; by default the embedded model's.",
     ),
 ]
 ControlScale = Annotated[float | None, typer.Option(metavar="X", help="How much --control-image counts, 1 by default.")]
 IPAdapterImage = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH_OR_URL", help="An image prompt: shows what PROMPT leaves open; its middle square counts."
+        metavar="PATH_OR_URL", help="An image prompt, for what PROMPT leaves open; only its middle square is used."
     ),
 ]
 IPAdapter = Annotated[
@@ -65,7 +65,7 @@ IPAdapter = Annotated[
     typer.Option(
         metavar="FILE",
         help="The weights of an IP-Adapter for --model, a path or a file on the Hub (owner/name/folder/file), with "
-        "a folder image_encoder beside them; by default those that go with the embedded model.",
+        "a folder image_encoder beside them; by default the embedded model's.",
     ),
 ]
 IPAdapterScale = Annotated[
@@ -76,14 +76,14 @@ LoRA = Annotated[
     typer.Option(
         metavar="REPO_OR_FILE",
         help="A LoRA for --model: a path, a name on the Hub, or a file there (owner/name/file). It needs "
-        "`pip install modular-diffdiff[lora]`.",
+        "`pip install peft`.",
     ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the noise; drawn at random by default."),
 ]
-InvertMap = Annotated[bool, typer.Option("--invert-map", help="Read MAP the other way round.")]
+InvertMap = Annotated[bool, typer.Option("--invert-map", help="Invert MAP: white changes, as in inpainting masks.")]
 Overlay = Annotated[
     bool,
     typer.Option(
@@ -98,15 +98,15 @@ Softness = Annotated[
         min=0,
         max=1,
         metavar="X",
-        help="How much of IMAGE stays in what the map releases, more where it is lighter.",
+        help="How much of IMAGE to keep in what the map releases, in proportion to its greys.",
     ),
 ]
 MatchColors = Annotated[
     bool,
     typer.Option(
         "--match-colors",
-        help="Fit the result's colours to IMAGE's where the map is white, and change all of it so: what the model "
-        "has shifted comes back.",
+        help="Undo the model's colour shift: fit the whole result's colours to IMAGE's, judging by where the map is "
+        "white.",
     ),
 ]
 BatchGuidance = Annotated[
@@ -118,18 +118,21 @@ BatchGuidance = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(metavar="D", help="Where to run, e.g. cuda, mps or cpu; an accelerator by default.")
+    str | None,
+    typer.Option(metavar="D", help="Where to run, e.g. cuda, mps or cpu; by default an accelerator, if any."),
 ]
 DType = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
-    typer.Option(help="Of the weights; by default float32 on a CPU, elsewhere float16 for SDXL, bfloat16 for others."),
+    typer.Option(
+        help="Type of the weights; by default float32 on a CPU, elsewhere float16 for SDXL, bfloat16 for others."
+    ),
 ]
 Offload = Annotated[
     bool,
     typer.Option(
         "--offload",
-        help="Keep the model in main memory and move each part to the accelerator when it runs: slower, for "
-        "accelerators too small for the whole model; refused without one.",
+        help="Keep the model in main memory and move each part to the accelerator only while it runs: slower, but fits "
+        "a smaller accelerator.",
     ),
 ]
 # Where a map comes from and how it is shaped, in every command that has one; `asking.ask_map` reads them.
@@ -137,13 +140,14 @@ Text = Annotated[str | None, typer.Option(metavar="TEXT", help="What may change,
 Threshold = Annotated[
     float | None,
     typer.Option(
-        metavar="X", help="Probability, 0 to 1, from which on what --text finds may change wholly; soft without."
+        metavar="X",
+        help="Cut what --text finds at this probability, 0 to 1; without it, the probability is the strength.",
     ),
 ]
 Point = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="X,Y", help="A pixel on the object that may change; X,Y,0 is one on what is not meant. Repeatable."
+        metavar="X,Y", help="A pixel on the object that may change; X,Y,0 is one that is not on it. Repeatable."
     ),
 ]
 Box = Annotated[
@@ -154,75 +158,73 @@ Depth = Annotated[
     tuple[float, float] | None,
     typer.Option(
         metavar="KEPT FREE",
-        help="Two depths, 0 being the nearest in IMAGE and 1 the farthest: from the first to the second, more and more "
-        "may change.",
+        help="More and more may change from the first depth to the second; 0 is the nearest in IMAGE, 1 the farthest.",
     ),
 ]
 Gradient = Annotated[
     str | None,
     typer.Option(
         metavar="ANGLE",
-        help="In this direction, more and more may change: 0 is to the right, 90 upwards; or radial, from the edge to "
-        "the middle.",
+        help="More and more may change in this direction, in degrees: 0 is right, 90 is up; or radial, from the edge "
+        "to the middle.",
     ),
 ]
-Mask = Annotated[
-    str | None, typer.Option(metavar="PATH_OR_URL", help="A mask as inpainting has it: what is white may change.")
-]
+Mask = Annotated[str | None, typer.Option(metavar="PATH_OR_URL", help="An inpainting mask: what is white may change.")]
 Difference = Annotated[
     str | None,
-    typer.Option(metavar="PATH_OR_URL", help="The photo that IMAGE was painted over: what differs may change."),
+    typer.Option(metavar="PATH_OR_URL", help="The photo before IMAGE was painted over: where they differ may change."),
 ]
 Combine = Annotated[
     Literal["keep", "change"] | None,
-    typer.Option(help="Of several maps, whether to keep (the default) or to change what any of them does."),
+    typer.Option(help="With several maps, keep what any of them keeps (the default), or change what any changes."),
 ]
 Segmenter = Annotated[
     str | None,
     typer.Option(
         metavar="REPO_OR_DIR",
-        help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined; by default the embedded one, which knows only its "
-        "own still lifes.",
+        help="A CLIPSeg for --text, e.g. CIDAS/clipseg-rd64-refined; the default knows only the embedded still lifes.",
     ),
 ]
 MaskGenerator = Annotated[
     str | None,
     typer.Option(
         metavar="REPO_OR_DIR",
-        help="A SAM for --point and --box, e.g. facebook/sam-vit-base; by default the embedded one, which knows only "
-        "its own still lifes.",
+        help="A SAM for --point and --box, e.g. facebook/sam-vit-base; the default knows only the embedded still "
+        "lifes.",
     ),
 ]
 DepthEstimator = Annotated[
     str | None,
     typer.Option(
         metavar="REPO_OR_DIR",
-        help="For --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf; by default the embedded one, which knows "
-        "only its own still lifes.",
+        help="A depth estimator for --depth, e.g. depth-anything/Depth-Anything-V2-Small-hf; the default knows only "
+        "the embedded still lifes.",
     ),
 ]
 Grow = Annotated[
     float | None,
-    typer.Option(metavar="PX", help="By how many pixels of IMAGE what changes grows; below 0 it shrinks."),
+    typer.Option(metavar="PX", help="Grow what changes by this many pixels of IMAGE; below 0 it shrinks."),
 ]
 Feather = Annotated[
     float | None,
-    typer.Option(metavar="PX", help="Soften the map's edges by a Gaussian of this standard deviation, in pixels."),
+    typer.Option(metavar="PX", help="Soften the map's edges with a Gaussian of this standard deviation, in pixels."),
 ]
 Seam = Annotated[
     Literal["across", "inside", "outside"] | None,
     typer.Option(
-        help="Where --feather puts the soft edge: across the map's own (the default), inside what changes, or outside."
+        help="Where --feather puts the soft edge: across the map's edge (the default), inside what changes, or outside."
     ),
 ]
 Levels = Annotated[
     tuple[float, float] | None,
-    typer.Option(metavar="BLACK WHITE", help="Greys of the map from 0 to 1 that become black, and white."),
+    typer.Option(metavar="BLACK WHITE", help="The greys of the map, 0 to 1, that become black and white."),
 ]
 Gamma = Annotated[
-    float | None, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they are brighter and keep more.")
+    float | None, typer.Option(metavar="X", help="Gamma of the map's greys: above 1 they get brighter and keep more.")
 ]
 Limits = Annotated[
     tuple[float, float] | None,
-    typer.Option(metavar="LEAST MOST", help="How strongly, from 0 to 1, anything that changes at all may change."),
+    typer.Option(
+        metavar="LEAST MOST", help="The least and the most strength, 0 to 1, of anything that changes at all."
+    ),
 ]

@@ -157,9 +157,9 @@ def space_of(name: str | None) -> Content:
         UserError: If no checkpoint of the family is known, or gradio is missing.
     """
     if find_spec("gradio") is None:
-        raise UserError("--space needs gradio: pip install 'modular-diffdiff[web]'.")
+        raise UserError("--space needs gradio: pip install 'gradio>=6.31'.")
     if name is not None and FAMILIES[name].model is None:
-        raise UserError(f"--space: no checkpoint of {FAMILIES[name].title} is known, which it could edit with.")
+        raise UserError(f"--space: no checkpoint of {FAMILIES[name].title} is known that it could use.")
     return Content(
         default_repo=f"{OWNER}/page",
         assemble=lambda folder: _assemble_space(name, folder),

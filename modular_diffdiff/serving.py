@@ -83,7 +83,7 @@ def shown() -> Iterator[None]:
     except (loading.UserError, FloatingPointError) as error:
         raise refusal(say(error)) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise refusal("The memory is too small for this; take a smaller picture.") from error
+        raise refusal("There is not enough memory for this; use a smaller picture.") from error
     except OSError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise refusal(FAILED) from error

@@ -221,7 +221,7 @@ class Studio:
         pipe, inputs, settings, pictures, params = self._ready(photo, change_map, prompt, params, on_step)
         seeds = range(params["seed"], params["seed"] + params["count"])
         if seeds[-1] > options.MAX_SEED:
-            raise loading.UserError(f"Seeds end at {options.MAX_SEED:,}; take a smaller one.")
+            raise loading.UserError(f"The largest seed is {options.MAX_SEED:,}; use a smaller one.")
         for seed in seeds:
             with editing.spoken(pictures.titles()):
                 result = pipe(**inputs(seed), output="images")[0]

@@ -254,7 +254,9 @@ def picture_rows() -> Iterator[Row]:
         for name in (*READABLE, *ON_THE_WEB):
             yield Row(put(argument, name))
         for name in ANIMATED:
-            yield Row(put(argument, name), said=f"Warning: {argument} {name!r} holds 2 pictures; the first is used.")
+            yield Row(
+                put(argument, name), said=f"Warning: {argument} {name!r} holds 2 pictures; only the first is used."
+            )
         for name in TRANSPARENT:
             yield Row(put(argument, name), 2, f"{argument} {name!r} is transparent in places")
         for name in DEEP:

@@ -106,10 +106,10 @@ def no_model_runs(tiny, monkeypatch):
         ({"overlay_grow": 3}, "`overlay_grow` is given, but there is no `overlay`"),
         ({"overlay": True, "overlay_grow": 0.5}, "`overlay_grow` is 0.5; it takes a whole number from 0"),
         ({"match_colors": True, "output_type": "latent"}, "`match_colors` needs pictures"),
-        ({"match_colors": True, "diffdiff_map": np.full((32, 32), 0.5)}, "keeps nothing whole, its maximum is 0.5"),
+        ({"match_colors": True, "diffdiff_map": np.full((32, 32), 0.5)}, "keeps nothing fully, its maximum is 0.5"),
         (
             {"match_colors": True, "padding_map_crop": 0, "diffdiff_map": np.tile([1.0] * 16 + [0] * 16, (32, 1))},
-            "keeps nothing whole in the box of `padding_map_crop`",
+            "keeps nothing fully in the box of `padding_map_crop`",
         ),
         ({"diffdiff_softness": 1.5}, r"`diffdiff_softness` is 1.5; it takes a number in \[0, 1\]"),
         ({"overlay": True, "output_type": "latent"}, "`overlay` needs pictures; `output_type` is 'latent'"),

@@ -280,7 +280,7 @@ def test_a_model_of_another_family_is_recognized_and_said(run):
             ("--control-image", "map.png", "--controlnet", "a/b", "--control-mode", 1),
             "--control-mode 1",
         ),
-        ("WanPipeline", (), "is a WanPipeline, which is of no family that is known here; they are sdxl, sd3, flux"),
+        ("WanPipeline", (), "is a WanPipeline, which belongs to no known family; known are sdxl, sd3, flux"),
     ],
 )
 def test_what_a_family_does_not_take_is_said_before_anything_is_loaded(run, folder, pipeline, options, said):
@@ -593,7 +593,7 @@ def test_the_first_picture_of_several_is_used_and_this_is_said(run, argument):
     for name in ("first", "frames"):
         arguments = [part.format(f"{name}.png") for part in PICTURES[argument]]
         said = run("edit", *arguments, "--steps", 2, "--seed", 5, "--out", f"{name}-edit.png").stderr
-        warned = f"Warning: {argument} 'frames.png' holds 2 pictures; the first is used." in said
+        warned = f"Warning: {argument} 'frames.png' holds 2 pictures; only the first is used." in said
         assert warned == (name == "frames")
     np.testing.assert_array_equal(pixels("first-edit.png"), pixels("frames-edit.png"))
 

@@ -142,7 +142,10 @@ def test_a_file_is_replaced_only_when_told(checkpoint):
         (("photo.png", "a pear", "--control-scale", "1"), "--control-scale needs --control-image"),
         (("photo.png", "a pear", "--strength", "0.5"), "No such option: --strength"),
         *(
-            (("photo.png", "a pear", "--strengths", given), f"--strengths is {given!r}; it takes numbers with commas")
+            (
+                ("photo.png", "a pear", "--strengths", given),
+                f"--strengths is {given!r}; it takes numbers separated by commas",
+            )
             for given in ("", "x", "0.5,", "0.5;1", "0.5, one")
         ),
         *(

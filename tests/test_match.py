@@ -64,7 +64,7 @@ def test_what_has_no_weight_does_not_count_and_is_changed_too():
 
 def test_without_weights_a_warning_says_so():
     edited = colours(4).reshape(2, 2, 3)
-    with pytest.warns(UserWarning, match="keeps nothing whole at the result's size"):
+    with pytest.warns(UserWarning, match="keeps nothing fully at the result's size"):
         np.testing.assert_array_equal(match_colors(edited, edited / 2, np.zeros((2, 2))), edited)
 
 

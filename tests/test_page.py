@@ -980,8 +980,8 @@ def test_by_default_only_this_machine_is_served(served):
 
 
 def test_another_host_says_who_can_reach_it(served):
-    assert "everybody; --auth asks for a password" in run("web", "--host", "0.0.0.0")
-    assert "who knows the password" in run("web", "--host", "0.0.0.0", "--auth", "ada:a:b")
+    assert "can open the page; --auth asks for a password" in run("web", "--host", "0.0.0.0")
+    assert "and knows the password can open" in run("web", "--host", "0.0.0.0", "--auth", "ada:a:b")
     assert served[-1][1]["auth"] == ("ada", "a:b")
 
 
@@ -1012,7 +1012,7 @@ def test_without_gradio_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     for name in ("web", "controls", "serving", "tools"):
         monkeypatch.delitem(sys.modules, f"modular_diffdiff.{name}")
-    assert "pip install 'modular-diffdiff[web]'" in run("web", code=2)
+    assert "pip install 'gradio>=6.31'" in run("web", code=2)
 
 
 def test_a_password_is_asked_for(site, monkeypatch):

@@ -12,7 +12,7 @@ from modular_diffdiff.cli import app
 from modular_diffdiff.still_life.scene import Scene, masks, render
 
 
-pytest.importorskip("gradio", reason="the page needs gradio: pip install 'modular-diffdiff[web]'")
+pytest.importorskip("gradio", reason="the page needs gradio: pip install 'gradio>=6.31'")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser needs playwright: pip install playwright")
 
 from .browser import CHROMIUM, Visitor, served, wait_for  # noqa: E402

@@ -1,4 +1,4 @@
-"""Pixels: the original's come back where the map keeps them whole, and large pictures cost what changes in them."""
+"""Pixels: the original's come back where the map fully keeps them, and large pictures cost what changes in them."""
 
 import io
 import warnings
@@ -376,7 +376,7 @@ def test_what_the_run_never_releases_counts_as_kept(tiny, crop, schedule):
 
 
 def test_an_overlay_with_nothing_to_lay_over_says_what_the_map_has(tiny):
-    with pytest.warns(UserWarning, match=r"`diffdiff_map` keeps nothing whole, its maximum is 0\.6"):
+    with pytest.warns(UserWarning, match=r"`diffdiff_map` keeps nothing fully, its maximum is 0\.6"):
         run(diffdiff(tiny), image=picture(), diffdiff_map=np.full((32, 32), 0.6), overlay=True, num_inference_steps=4)
 
 

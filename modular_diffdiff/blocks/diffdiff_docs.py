@@ -54,12 +54,12 @@ def _describe(kind: diffdiff_kinds.Kind, /, **sentences: str) -> None:
 
 _describe(
     diffdiff_kinds.texts(),
-    prompt="What the changed regions show, one for each image of the batch.",
-    prompt_2="Text for `tokenizer_2` and `text_encoder_2`; `prompt` where it is not given.",
-    prompt_3="Text for `tokenizer_3` and `text_encoder_3`; `prompt` where it is not given.",
-    negative_prompt="What the changed regions do not show; used by guiders with a negative side.",
-    negative_prompt_2="Negative text for `text_encoder_2`; `negative_prompt` where it is not given.",
-    negative_prompt_3="Negative text for `text_encoder_3`; `negative_prompt` where it is not given.",
+    prompt="What to draw in the changed regions, one for each image of the batch.",
+    prompt_2="Text for `tokenizer_2` and `text_encoder_2`; by default `prompt`.",
+    prompt_3="Text for `tokenizer_3` and `text_encoder_3`; by default `prompt`.",
+    negative_prompt="What not to draw in the changed regions; used by guiders with a negative side.",
+    negative_prompt_2="Negative text for `text_encoder_2`; by default `negative_prompt`.",
+    negative_prompt_3="Negative text for `text_encoder_3`; by default `negative_prompt`.",
 )
 _describe(
     diffdiff_kinds.keywords(),
@@ -70,26 +70,25 @@ _describe(
 )
 _describe(
     diffdiff_kinds.whole(1),
-    height="Height in pixels to which the image is resized, its own by default; of a picture that is given as latents, "
-    "its own. Edit models may have a size of their own.",
-    width="Width in pixels; the same holds as for `height`.",
+    height="Height in pixels to resize the image to, by default its own; for latents, the height that they stand for. "
+    "Edit models may have a size of their own.",
+    width="Width in pixels, like `height`.",
     max_sequence_length="Number of text tokens after which a prompt is cut off.",
     num_images_per_prompt="How many images to make of each prompt.",
-    num_inference_steps="Number of denoising steps; the change map's values are thresholds on this schedule.",
+    num_inference_steps="Number of denoising steps. The change map's greys are shares of this schedule.",
 )
 _describe(
     diffdiff_kinds.whole(1, diffdiff_kinds.MOST**2),
-    max_area="Area in pixels that the output of a run without a map is brought to.",
+    max_area="Area in pixels to which the output of a run without a map is resized.",
 )
 _describe(
     diffdiff_kinds.whole(0),
     clip_skip="How many of the text encoders' last layers are left out.",
-    padding_map_crop="Edits only the box that the map changes, with this many pixels around it, and lays the rest "
-    "over; `height` and `width` are then the box's. One box serves the batch.",
+    padding_map_crop="Edits only the box that the map changes, with this many pixels around it, and pastes the result "
+    "into the image; `height` and `width` are then the box's. One box serves the batch.",
     padding_mask_crop="Inpaints only the box that the mask changes, with this many pixels around it.",
-    overlay_grow="How many pixels into what changes the original's own pixels come back, on every side.",
-    overlay_feather="Width in pixels of the seam in which the overlay fades, behind `overlay_grow`; it lies in what "
-    "changes.",
+    overlay_grow="By how many pixels to extend the overlay into what changes, on every side.",
+    overlay_feather="Width in pixels over which the overlay fades out, beyond `overlay_grow`, into what changes.",
 )
 _describe(
     diffdiff_kinds.unchecked(int),
@@ -100,46 +99,45 @@ _describe(
         "PIL images, or floats in [0, 1] as arrays (H, W, 3) or tensors (3, H, W), or a list of one size; "
         "`diffusers.utils.load_image` reads paths and URLs"
     ),
-    image="The image to edit, or a batch. Any size; results come back at the same one. Models that take references "
+    image="The image to edit, or a batch. Any size; results come back at the same size. Models that take references "
     "take one.",
-    resized_image="The image at the model's own size; where it is given, it is encoded in its place. Not with a "
-    "change map.",
+    resized_image="The image at the model's own size, to encode instead of `image`. Not with a change map.",
 )
 _describe(
     diffdiff_kinds.pictures("PIL images, arrays or tensors, one for each IP-Adapter in a list"),
-    ip_adapter_image="The image prompt, or one for each loaded IP-Adapter: what is released takes after it, what is "
-    "kept does not. To let it act in parts only, pass `cross_attention_kwargs={'ip_adapter_masks': ...}`.",
+    ip_adapter_image="The image prompt, or one for each loaded IP-Adapter. It acts on what the map releases; to limit "
+    "it further, pass `cross_attention_kwargs={'ip_adapter_masks': ...}`.",
 )
 _describe(
     diffdiff_kinds.pictures("PIL images, finite floats as arrays (H, W, 3) or tensors (3, H, W), or a list of these"),
     control_image="The ControlNet's condition (edges, depth, ...), or one for each ControlNet or control mode. It "
     "steers the regions that the map releases; what the map keeps follows the original. Resized to the image, and "
-    "padded and cut as it is.",
-    mask_image="The mask of inpainting, white changes. In pipelines that inpaint with one, it is not for a change "
-    "map: there, `diffdiff_map` takes it with `invert_diffdiff_map=True`. In all others it becomes a change map.",
-    map_difference="The photo that `image` was painted over, of the same size, or one for each image: where the two "
-    "differ, that much may change.",
+    "padded and cut like it.",
+    mask_image="An inpainting mask, whose white changes; it becomes a change map. In pipelines that inpaint with one "
+    "themselves, pass it as `diffdiff_map` with `invert_diffdiff_map=True` instead.",
+    map_difference="The photo before `image` was painted over, of the same size, or one for each image: the more the "
+    "two differ, the more may change.",
 )
 _describe(
     diffdiff_kinds.change_maps(
-        "a PIL image, numpy array, tensor (H, W), (1, H, W) or (B, 1, H, W), path or URL; another size than the "
-        "image's is resized to it"
+        "a PIL image, numpy array, tensor (H, W), (1, H, W) or (B, 1, H, W), path or URL, of any size; it is resized "
+        "to the image"
     ),
-    diffdiff_map="The change map, or one for each prompt, or for each output: white (1) keeps the original, black (0) "
-    "lets everything change, grey (g) lets change begin after the share g of the steps.",
+    diffdiff_map="The change map, or one for each prompt or output: white (1) keeps the original, black (0) lets "
+    "everything change, and a grey of 0.4 lets change begin after 40 % of the steps.",
 )
 _describe(
     diffdiff_kinds.names(),
-    map_text="What may change, in words, or one text for each image: a segmenter finds it, and the rest is kept.",
+    map_text="What may change, in words, or one text for each image. A segmenter finds it; the rest is kept.",
 )
 _describe(
     diffdiff_kinds.number(0, 1),
-    map_text_threshold="Probability from which on what `map_text` finds may change wholly, and below which it is kept; "
-    "without one, probabilities are strengths.",
+    map_text_threshold="Cuts what `map_text` finds at this probability: from it on everything may change, below it "
+    "nothing. Without it, the probabilities are the strengths.",
 )
 _describe(
     diffdiff_kinds.points(),
-    map_points="Points on what may change; the rest is kept. A list of them is one object, a list of lists is several.",
+    map_points="Points on what may change; the rest is kept. A list of points is one object, a list of lists several.",
 )
 _describe(
     diffdiff_kinds.several(diffdiff_kinds.box()),
@@ -153,61 +151,62 @@ _describe(
 )
 _describe(
     diffdiff_kinds.direction(),
-    map_gradient="A gradient of strength from 0 to 1: towards where it rises, or 'radial' from the edge to the middle.",
+    map_gradient="A gradient of strength from 0 to 1: the direction in which it rises, or 'radial', from the edge to "
+    "the middle.",
 )
 _describe(
     diffdiff_kinds.choice("keep", "change"),
-    map_combine="How several maps become one: 'keep' what any of them keeps, or 'change' what any of them changes.",
+    map_combine="How to combine several maps: 'keep' what any of them keeps, or 'change' what any of them changes.",
 )
 _describe(
     diffdiff_kinds.span("two numbers in [0, 1], black below white by 0.001 or more", 0.001),
-    map_levels="(black, white): greys of the map up to `black` become black, from `white` on white, and those between "
-    "are stretched.",
+    map_levels="(black, white): greys of the map up to `black` become black, those from `white` on become white, and "
+    "those in between are stretched.",
 )
 _describe(
     diffdiff_kinds.number(0.01, 100),
-    map_gamma="Gamma of the map's greys, after `map_levels`: above 1 they are brighter and keep more, below 1 darker.",
+    map_gamma="Gamma of the map's greys, after `map_levels`: above 1 they get brighter and keep more, below 1 darker.",
 )
 _describe(
     diffdiff_kinds.number(-diffdiff_kinds.MOST, diffdiff_kinds.MOST),
-    map_grow="By how many pixels of the image what changes grows on every side; below 0 it shrinks.",
+    map_grow="Grows what changes by this many pixels of the image on every side; below 0 it shrinks.",
 )
 _describe(
     diffdiff_kinds.number(0, 1000),
-    map_feather="Softens the map's edges by a Gaussian with this standard deviation in pixels of the image, after "
+    map_feather="Softens the map's edges with a Gaussian of this standard deviation in pixels of the image, after "
     "`map_grow`.",
 )
 _describe(
     diffdiff_kinds.choice("across", "inside", "outside"),
-    map_seam="Where `map_feather` puts the soft edge: 'across' the map's own, which stays its middle; 'inside' what "
-    "changes, so that all that is kept stays kept; or 'outside' of it, so that all that changes keeps its strength.",
+    map_seam="Where `map_feather` puts the soft edge: 'across' the map's edge, half on either side; 'inside' what "
+    "changes, so that everything kept stays kept; or 'outside' it, so that everything that changes keeps its strength.",
 )
 _describe(
     diffdiff_kinds.span("two numbers in [0, 1], the first one not larger", 0),
-    map_limits="(least, most): how strongly anything that changes at all may change, 1 being wholly; applied last. "
-    "What the map keeps whole stays kept.",
+    map_limits="(least, most): limits on the strength of anything that changes at all, where 1 is free; applied last. "
+    "What the map fully keeps stays kept.",
 )
 _describe(
     diffdiff_kinds.function("components, step, timestep, callback_kwargs"),
-    callback_on_step_end="Called after every step, as upstream's pipelines do, but that `callback_kwargs` is empty and "
-    "what it returns does not count; what it raises ends the run.",
+    callback_on_step_end="Called after every step, as in upstream's pipelines, but with empty `callback_kwargs`. What "
+    "it returns is ignored; what it raises ends the run.",
 )
 _describe(
     diffdiff_kinds.flag(),
-    invert_diffdiff_map="Reads the `diffdiff_map` that is given the other way round: white marks what changes.",
-    allow_paths="Whether a `diffdiff_map` that is a string is opened as a path or fetched as a URL. Turn it off where "
-    "the string can be a stranger's: it would reach every file and every address that this machine does.",
-    guess_mode="Lets the ControlNet act on the positive side alone, deeper layers weighing more.",
-    overlay="Lays the original's own pixels over the result where the map keeps it whole, so that they have been "
-    "through no autoencoder; results then have the original's size, and its alpha channel.",
-    match_colors="Fits the colours of the result to the original's on what the map keeps whole, and changes all of it "
-    "so: what the autoencoder and the model have shifted comes back. Not where nothing is kept.",
+    invert_diffdiff_map="Inverts the `diffdiff_map` that you pass: white then marks what changes.",
+    allow_paths="Whether a `diffdiff_map` that is a string may be opened as a path or fetched as a URL. Turn it off "
+    "for strings from strangers, which could reach every file and address that this machine does.",
+    guess_mode="Lets the ControlNet act only on the positive side, with more weight on deeper layers.",
+    overlay="Lays the original's own pixels over the result where the map is white, so that they do not pass through "
+    "the autoencoder. Results then have the original's size and alpha channel.",
+    match_colors="Undoes the colour shift of the autoencoder and the model: fits the colours of the whole result to "
+    "the original's, judging by what the map fully keeps. Refused where nothing is.",
     preview_map="Whether to draw `map_preview`.",
     batch_guidance="Calls the model once a step, with prompt and negative prompt as one batch: faster where one "
     "picture does not fill the accelerator, with more memory, and equal up to float rounding. For guiders that only "
     "combine predictions, such as classifier-free guidance.",
-    _auto_resize="Whether the image is brought to a size that the model was trained on; never with a map, as that "
-    "stretches it.",
+    _auto_resize="Whether to resize the image to a size that the model was trained on; never with a map, because that "
+    "stretches the image.",
 )
 _describe(
     diffdiff_kinds.schedule(int),
@@ -219,31 +218,32 @@ _describe(
 )
 _describe(
     diffdiff_kinds.number(),
-    guidance_scale="Of models that were distilled with guidance. Where there is a guider, guidance belongs to it, as "
-    "in `pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=7.5))`, and the call does not take this.",
-    aesthetic_score="Score wanted, for UNets that are conditioned on one (`requires_aesthetics_score`).",
-    negative_aesthetic_score="Score not wanted, for the same UNets.",
+    guidance_scale="Only for models distilled with guidance. In all others, guidance belongs to the guider: "
+    "`pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=7.5))`.",
+    aesthetic_score="Aesthetic score to aim for, for UNets conditioned on one (`requires_aesthetics_score`).",
+    negative_aesthetic_score="Aesthetic score to avoid, for the same UNets.",
 )
 _describe(
     diffdiff_kinds.number(0, 1),
-    eta="η of the DDIM paper, 0 being deterministic; for schedulers that take it.",
-    strength="Turns the whole map down: the map counts as 1 - strength * (1 - map). With a black map, and without a "
-    "map, this is image-to-image's strength.",
-    diffdiff_softness="How much of the original stays in what the map releases: in every step the noised original is "
+    eta="η of the DDIM paper, where 0 is deterministic; for schedulers that take it.",
+    strength="Turns the whole map down, to 1 - strength * (1 - map). With a black map, and without a map, this is "
+    "image-to-image's strength.",
+    diffdiff_softness="How much of the original to keep in what the map releases: in every step the noised original is "
     "mixed in with the weight softness * map. ComfyUI's `DifferentialDiffusion` calls 1 - softness its strength.",
 )
 _describe(
     diffdiff_kinds.rising(2, 100),
-    fan_strengths="The strengths that one edit is made at, an output each; one more output has all of them, in strips.",
+    fan_strengths="The strengths at which to make one edit, one output for each; a last output has all of them, in "
+    "strips.",
 )
 _describe(
     diffdiff_kinds.share(includes_all=True),
-    denoising_end="Share of the schedule after which to stop; kept elements then end at that step's noise level.",
+    denoising_end="Share of the schedule after which to stop; what is kept then ends at that step's noise level.",
 )
 _describe(
     diffdiff_kinds.share(includes_all=False),
-    denoising_start="Share of the schedule at which to start: where another run stopped by `denoising_end`, whose "
-    "`latents`, `noise` and `image_latents` go in. The map counts on the full schedule.",
+    denoising_start="Share of the schedule at which to start: where another run stopped by its `denoising_end`. Pass "
+    "that run's `latents`, `noise` and `image_latents`. The map refers to the full schedule.",
 )
 _describe(
     diffdiff_kinds.generators(),
@@ -252,14 +252,13 @@ _describe(
 )
 _describe(
     diffdiff_kinds.tensor("as the denoising loop sees it", 3, 4, 5),
-    latents="The latents to start from. SDXL takes the original's, (outputs, 4, h, w), noised to the first step's "
-    "level (with `denoising_start` those of the run before), the other models noise; made where they are not given.",
-    noise="The noise of the original's trajectory, of the latents' shape; SDXL draws it from `generator` where it is "
-    "not given.",
+    latents="The latents to start from, made by default. For SDXL, the original's, (outputs, 4, h, w), noised to the "
+    "first step's level (with `denoising_start`, those of the earlier run); for the other models, noise.",
+    noise="The noise of the original's trajectory, of the latents' shape; by default SDXL draws it from `generator`.",
 )
 _describe(
     diffdiff_kinds.tensor("(B, C, h, w) or (B, C, 1, h, w)", 4, 5),
-    image_latents="The encoded original, x0; in the loop, as the loop sees latents. To give it yourself, take its "
+    image_latents="The encoded original, x0; in the loop, as the loop sees latents. To pass it yourself, take its "
     "encoder out with `without_encoders`.",
     control_image_latents="The encoded control image.",
 )
@@ -270,41 +269,40 @@ _describe(
 )
 _describe(
     diffdiff_kinds.embeddings("(B, tokens, features)", 3),
-    prompt_embeds="Text embeddings, a row for each prompt; to give them yourself, take the text encoder out with "
+    prompt_embeds="Text embeddings, a row for each prompt. To pass them yourself, take the text encoder out with "
     "`without_encoders`.",
     negative_prompt_embeds="Text embeddings of the negative prompt, of the same shape.",
-    qwen_prompt_embeds="Text embeddings of Qwen, before they are conditioned.",
-    negative_qwen_prompt_embeds="Text embeddings of Qwen of the negative prompt.",
+    qwen_prompt_embeds="Qwen's text embeddings, before they are conditioned.",
+    negative_qwen_prompt_embeds="Qwen's text embeddings of the negative prompt.",
 )
 _describe(
     diffdiff_kinds.tokens("(B, tokens)"),
     prompt_embeds_mask="Which tokens of the text embeddings count.",
     negative_prompt_embeds_mask="Which tokens of the negative text embeddings count.",
-    qwen_attention_mask="Which of their tokens count.",
+    qwen_attention_mask="Which tokens of Qwen's text embeddings count.",
     t5_input_ids="Tokens of the prompt, as T5 counts them.",
     t5_attention_mask="Which of these tokens count.",
-    negative_qwen_attention_mask="Which of their tokens count.",
+    negative_qwen_attention_mask="Which tokens of Qwen's negative text embeddings count.",
     negative_t5_input_ids="Tokens of the negative prompt, as T5 counts them.",
     negative_t5_attention_mask="Which of these tokens count.",
 )
 _describe(
     diffdiff_kinds.pair(),
-    original_size="SDXL's micro-conditioning: (height, width) of the original; that of the latents where it is not "
-    "given.",
-    target_size="SDXL's micro-conditioning: (height, width) wanted; that of the latents where it is not given.",
-    negative_original_size="`original_size` of the negative side; the same by default.",
-    negative_target_size="`target_size` of the negative side; the same by default.",
+    original_size="SDXL's micro-conditioning: (height, width) of the original; by default that of the latents.",
+    target_size="SDXL's micro-conditioning: the (height, width) to aim for; by default that of the latents.",
+    negative_original_size="`original_size` for the negative side; the same by default.",
+    negative_target_size="`target_size` for the negative side; the same by default.",
     crops_coords_top_left="SDXL's micro-conditioning: where the picture was cropped.",
-    negative_crops_coords_top_left="The same of the negative side: it cannot differ.",
+    negative_crops_coords_top_left="The same for the negative side: it cannot differ.",
 )
 _describe(
     diffdiff_kinds.choice("pil", "np", "pt", "latent"),
-    output_type="Form of the results; 'latent' is the latents themselves.",
+    output_type="Form of the results; 'latent' returns the latents themselves.",
 )
 _describe(
     diffdiff_kinds.choice("step", "timestep"),
-    diffdiff_schedule="What the map's greys are compared with: 'step', the share of the steps that have been made "
-    "(the paper), or 'timestep', the noise level, t_0 to 0 (ComfyUI).",
+    diffdiff_schedule="What the map's greys are compared with: 'step', the share of the steps done so far (the paper), "
+    "or 'timestep', the noise level, t_0 to 0 (ComfyUI).",
 )
 _describe(
     diffdiff_kinds.several(diffdiff_kinds.whole(0)),
@@ -315,7 +313,7 @@ _describe(
     control_guidance_start="Share of the steps at which the ControlNet starts to act, counted from the first step that "
     "runs.",
     control_guidance_end="Share of the steps at which the ControlNet stops acting, counted from the first step that "
-    "runs; regions released later are not steered by it.",
+    "runs; it does not steer regions released later.",
 )
 _describe(
     diffdiff_kinds.several(diffdiff_kinds.number()),
@@ -323,7 +321,7 @@ _describe(
 )
 _describe(
     diffdiff_kinds.box(),
-    crops_coords="Box (left, top, right, bottom) in pixels that the control image is cut to, instead of being fitted "
+    crops_coords="Box (left, top, right, bottom) in pixels to which the control image is cut, instead of being fitted "
     "to the image.",
 )
 _describe(
@@ -335,12 +333,11 @@ _describe(
 # Between blocks.
 _describe(
     diffdiff_kinds.unchecked(torch.Tensor),
-    release_steps="The step from which each latent element is free to change, int32, (outputs, 1, h, w) or what can "
-    "be broadcast to the latents; counted from the first step that runs, the number of steps or more for those that "
-    "never are.",
-    keep="The map as it counts, on the latents' grid, in the form of `release_steps`: 1 where the original stays.",
-    level_alphas="Factor on the original at every noise level of the schedule, and 1 last.",
-    level_sigmas="Factor on the noise at every noise level of the schedule, and 0 last.",
+    release_steps="The step from which each latent element is free to change, int32, (outputs, 1, h, w) or anything "
+    "that broadcasts to the latents. Counted from the first step that runs; the number of steps or more means never.",
+    keep="The final map on the latents' grid, in the shape of `release_steps`: 1 where the original stays.",
+    level_alphas="Factor of the original at every noise level of the schedule, and 1 last.",
+    level_sigmas="Factor of the noise at every noise level of the schedule, and 0 last.",
     timestep_cond="Embedded guidance scale, for UNets distilled with one (LCM).",
     controlnet_cond="The control image, resized and repeated.",
 )
@@ -373,22 +370,22 @@ _describe(
 )
 _describe(
     diffdiff_kinds.unchecked(list[PIL.Image.Image] | np.ndarray | torch.Tensor),
-    images="The edited images, in the form asked for.",
+    images="The edited images, as `output_type` says.",
 )
 OUTPUTS |= {
     "map_preview": (
         list[PIL.Image.Image],
-        "Each image in grey, redder the more a pixel may change, with a scale; None without `preview_map`.",
+        "Each image in grey, redder where a pixel may change more, with a scale; None without `preview_map`.",
     ),
-    "latents": (torch.Tensor, "Latents, as the denoising loop sees them: noised before it, edited behind it."),
+    "latents": (torch.Tensor, "Latents, as the denoising loop sees them: noised before it, edited after it."),
     "timesteps": (torch.Tensor, "The timesteps that were run."),
-    "num_inference_steps": (int, "The number of evaluations of the denoiser that were run, by which guiders count."),
+    "num_inference_steps": (int, "The number of evaluations of the denoiser that were run, as guiders count them."),
     "height": (int, "Height in pixels of the run, padding included."),
     "width": (int, "Width in pixels of the run, padding included."),
 }
 KWARGS = {
-    "denoiser_input_fields": "Whatever else the denoiser is conditioned on: outputs of blocks that are marked so.",
-    "controlnet_kwargs": "Whatever else the ControlNet is conditioned on: outputs of blocks that are marked so.",
+    "denoiser_input_fields": "What else the denoiser is conditioned on: outputs of blocks that are marked so.",
+    "controlnet_kwargs": "What else the ControlNet is conditioned on: outputs of blocks that are marked so.",
 }
 
 

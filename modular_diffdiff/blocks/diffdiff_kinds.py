@@ -102,7 +102,7 @@ def names() -> Kind:
         said = value if isinstance(value, list) else [value]
         return texts().accepts(value) and all(text.strip() for text in said)
 
-    return Kind(str | list[str], "a text that is not blank, or a list of such", accepts)
+    return Kind(str | list[str], "a text that is not blank, or a list of these", accepts)
 
 
 def pair() -> Kind:
@@ -161,7 +161,7 @@ def points() -> Kind:
     def accepts(value: Any) -> bool:
         return lists(is_point, value) or lists(functools.partial(lists, is_point), value)
 
-    takes = "a list of points (x, y) in pixels, or (x, y, 0) for what is not meant, or a list of such lists"
+    takes = "a list of points (x, y) in pixels, or (x, y, 0) for one that is not on it, or a list of such lists"
     return Kind(list[tuple[int, ...]] | list[list[tuple[int, ...]]], takes, accepts)
 
 
@@ -191,7 +191,7 @@ def several(kind: Kind) -> Kind:
             isinstance(value, (list, tuple)) and len(value) > 0 and all(map(kind.accepts, value))
         )
 
-    return Kind(kind.type_hint | list[kind.type_hint], f"{kind.takes}, or a list of such", accepts)
+    return Kind(kind.type_hint | list[kind.type_hint], f"{kind.takes}, or a list of these", accepts)
 
 
 def generators() -> Kind:

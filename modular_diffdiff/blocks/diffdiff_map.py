@@ -94,7 +94,7 @@ def _open(path: str, name: str) -> PIL.Image.Image:
     except diffdiff_files.UnreadableError as error:
         raise BadInputError(f"{name} is {path!r}, which cannot be read as an image: {error}.") from error
     if (frames := diffdiff_files.count_frames(image)) > 1:
-        warnings.warn(f"{name} is {path!r}, which holds {frames} pictures: the first one counts.", stacklevel=2)
+        warnings.warn(f"{name} is {path!r}, which holds {frames} pictures: only the first is used.", stacklevel=2)
     return image
 
 
@@ -224,7 +224,7 @@ def release_by_step(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor
 def release_by_timestep(keep: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """The same by noise level: the first i with 1 - keep >= t_i / t_0 (ComfyUI's node `DifferentialDiffusion`).
 
-    What is kept whole is never released; the node releases it where a schedule ends at timestep 0.
+    What is fully kept is never released; the node releases it where a schedule ends at timestep 0.
     """
     thresholds = (timesteps.double() / timesteps[0]).to(keep.device)
     released = 1 - keep.double()[..., None] + KEEP_TOLERANCE >= thresholds

@@ -66,7 +66,7 @@ def match_colors(edited: np.ndarray, original: np.ndarray, weights: np.ndarray) 
             result is as it was.
     """
     if not weights.any():
-        warnings.warn("`diffdiff_map` keeps nothing whole at the result's size: no colours are matched.", stacklevel=2)
+        warnings.warn("`diffdiff_map` keeps nothing fully at the result's size: no colours are matched.", stacklevel=2)
         return edited
     colors, wanted = (to_lab(diffdiff_pixels.to_dtype(image, np.float64)) for image in (edited, original))
     slopes, offset = fit_colors(colors[weights > 0], wanted[weights > 0], weights[weights > 0])
@@ -74,7 +74,7 @@ def match_colors(edited: np.ndarray, original: np.ndarray, weights: np.ndarray) 
 
 
 class DiffDiffMatchColorsStep(diffdiff_block.DiffDiffBlock):
-    """With `match_colors`, fits the colours of the results to the original's on what the map keeps whole.
+    """With `match_colors`, fits the colours of the results to the original's on what the map fully keeps.
 
     The latents are the original's there: what differs is the shift of the autoencoder and the model, and it is undone
     in all of the picture. The fit is affine, in CIELAB, and weighted by the map.

@@ -31,7 +31,7 @@ class DiffDiffCropStep(diffdiff_block.DiffDiffBlock):
 
 
 class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
-    """With `overlay` or `padding_map_crop`, lays the original over the edit where the map keeps it whole.
+    """With `overlay` or `padding_map_crop`, lays the original over the edit where the map fully keeps it.
 
     There the results have its pixels, byte for byte, which have been through no autoencoder, and its size.
     """
@@ -63,7 +63,7 @@ class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
 
 
 def never_released(components, block_state, keep: torch.Tensor) -> torch.Tensor:
-    """Bool, of the shape of `keep`: what the run has kept whole."""
+    """Bool, of the shape of `keep`: what the run has fully kept."""
     schedule = components.scheduler.timesteps[:: components.scheduler.order].cpu()
     return diffdiff_map.kept_whole(keep, block_state.diffdiff_schedule, schedule)
 
@@ -72,7 +72,7 @@ def warn_of_nothing_kept(keeps: list[torch.Tensor], kept: list[torch.Tensor]) ->
     """Names the maximum of maps, (H, W) each, that leave nothing to lay over."""
     if not any(mask.any() for mask in kept):
         maximum = f"its maximum is {max(keep.max().item() for keep in keeps):.3g}"
-        warnings.warn(f"`diffdiff_map` keeps nothing whole, {maximum}: there is nothing to lay over.", stacklevel=2)
+        warnings.warn(f"`diffdiff_map` keeps nothing fully, {maximum}: there is nothing to lay over.", stacklevel=2)
 
 
 def _paste(

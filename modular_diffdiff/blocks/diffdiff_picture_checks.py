@@ -66,7 +66,7 @@ def check_control(control: Any, prompts: int | None) -> None:
             continue
         axis, values = (-1 if isinstance(picture, np.ndarray) else -3), diffdiff_pixels.as_tensor(picture)
         if picture.ndim != 3 or picture.shape[axis] != 3:
-            refuse("control_image", picture, "3 colours: arrays (H, W, 3) or (B, H, W, 3), tensors (3, H, W) or such")
+            refuse("control_image", picture, "3 colours: arrays (H, W, 3), tensors (3, H, W), or batches of them")
         if not values.is_floating_point() or not values.isfinite().all():  # inpainting ControlNets take -1 too
             described = f"{type(picture).__name__} of {picture.dtype} from {values.min():g} to {values.max():g}"
             refuse("control_image", described, "finite floats, or PIL images")

@@ -132,7 +132,7 @@ class DiffDiffCropToChangeStep(diffdiff_block.DiffDiffBlock):
 
 
 def will_be_kept(keep: torch.Tensor, schedule: str, steps: int | None) -> torch.Tensor:
-    """Bool, of the shape of `keep`: what the run will keep whole, as far as it is known before there are timesteps."""
+    """Bool, of the shape of `keep`: what the run will fully keep, as far as it is known before there are timesteps."""
     if schedule == "step" and steps is not None:
         return diffdiff_map.kept_whole(keep, "step", torch.arange(steps))
     return keep >= 1 - diffdiff_map.KEEP_TOLERANCE  # no noise level is known yet
@@ -145,7 +145,7 @@ def check_match(block_state, steps: int | None) -> None:
         if not will_be_kept(diffdiff_map.resize_map(keep, *placement.size), block_state.diffdiff_schedule, steps).any():
             where = " in the box of `padding_map_crop`" if placement.is_cut else ""
             raise BadInputError(
-                f"`match_colors` is True, and `diffdiff_map` keeps nothing whole{where}, its maximum is "
+                f"`match_colors` is True, and `diffdiff_map` keeps nothing fully{where}, its maximum is "
                 f"{keep.max().item():.3g}: there is nothing to match the colours to."
             )
 

@@ -22,12 +22,12 @@ def save_code(blocks: ModularPipelineBlocks, folder: str | os.PathLike) -> None:
     modules = [Path(*module.split(".")).with_suffix(".py") for module in get_relative_imports(entry)]
     if not modules or any(len(module.parts) != 2 or not (entry.parent / module).exists() for module in modules):
         raise ValueError(
-            f"Blocks are saved as the class that they are of, and {type(blocks).__name__} is not one of the pipelines "
+            f"Blocks are saved as their class, and {type(blocks).__name__} is not one of the pipelines "
             "of `presets.py` or `families.py`; save one of those, e.g. `SDXLDiffDiffAutoBlocks().save_pretrained(...)`."
         )
     if _outline(blocks) != _outline(type(blocks)()):
         raise ValueError(
-            f"Blocks are saved as the class that they are of, and these differ from `{type(blocks).__name__}()`: save "
+            f"Blocks are saved as their class, and these differ from `{type(blocks).__name__}()`: save "
             "that, and change its blocks again after loading."
         )
     for module in (Path(entry.name), *modules):

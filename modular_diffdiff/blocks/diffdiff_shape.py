@@ -81,7 +81,7 @@ def adjust_levels(keep: torch.Tensor, black: float, white: float, gamma: float) 
 
 
 def limit(keep: torch.Tensor, least: float, most: float) -> torch.Tensor:
-    """Where anything changes, at least and at most so strongly; what is kept whole stays whole."""
+    """Where anything changes, at least and at most so strongly; what is fully kept stays so."""
     return torch.where(keep < 1, 1 - (1 - keep).clamp(least, most), keep)
 
 

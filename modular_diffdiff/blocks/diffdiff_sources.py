@@ -21,7 +21,7 @@ BadInputError, refuse = diffdiff_refusals.BadInputError, diffdiff_refusals.refus
 
 
 def linear_gradient(angle: float, height: int, width: int) -> torch.Tensor:
-    """(1, 1, H, W): kept whole where the picture begins and free where it ends, as one goes in this direction.
+    """(1, 1, H, W): fully kept where the picture begins and free where it ends, as one goes in this direction.
 
     Args:
         angle: In degrees: 0 goes to the right, 90 upwards.
@@ -33,7 +33,7 @@ def linear_gradient(angle: float, height: int, width: int) -> torch.Tensor:
 
 
 def radial_gradient(height: int, width: int) -> torch.Tensor:
-    """(1, 1, H, W): free in the middle, and kept whole from the ellipse on that touches the picture's sides."""
+    """(1, 1, H, W): free in the middle, and fully kept from the ellipse on that touches the picture's sides."""
     rows, columns = (2 * (torch.arange(side, dtype=torch.float64) + 0.5) / side - 1 for side in (height, width))
     return torch.hypot(rows[:, None], columns).clamp(max=1).float()[None, None]
 

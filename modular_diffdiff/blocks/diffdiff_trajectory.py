@@ -124,7 +124,7 @@ def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:
     if hasattr(scheduler, "last_sample") and partly.any() and len(levels) > 1:
         warnings.warn(
             f"`diffdiff_map` has several levels, and {type(scheduler).__name__} corrects each step by its own record "
-            "of the one before: elements that are kept in part begin to change up to a step early. What is kept whole "
+            "of the one before: elements that are kept in part begin to change up to a step early. What is fully kept "
             "is exact.",
             stacklevel=2,
         )
