@@ -322,7 +322,7 @@ def check_target(content: Content, repo_id: str, private: bool, revision: str | 
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
-        raise UserError("there is no token to write to the Hub with: run `hf auth login`, or set HF_TOKEN.")
+        raise UserError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.")
     with _reached():
         api = HfApi()
         known = api.whoami()
