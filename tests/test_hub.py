@@ -181,7 +181,7 @@ def test_a_failed_upload_changes_nothing(hub, publish, repository, tmp_path):
     [
         (["no-owner"], {}, "REPO_ID 'no-owner' cannot be a repository's name"),
         (["ada/v1.5"], {}, "REPO_ID 'ada/v1.5' has a dot in it"),
-        (["ada/new"], {"HF_TOKEN": ""}, "there is no token"),
+        (["ada/new"], {"HF_TOKEN": ""}, "There is no token"),
         (["bob/new"], {}, "this token may write to ada, modular-diffdiff, and not to 'bob'"),
         (["ada/taken"], {}, "REPO_ID 'ada/taken' is taken"),
         ([CHECKPOINT_REPO], {}, "is taken"),
