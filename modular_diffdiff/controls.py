@@ -50,7 +50,7 @@ class Controls:
                 self.limits = share("Limits: at least", 0), share("Limits: at most", 1)
             add["softness"] = share("Softness (how much of the photo shines through)", 0)
         with gr.Accordion("Point at it, or measure it", open=False, elem_classes="later"):
-            add["threshold"] = share("Sure from (0: soft)", 0)
+            add["threshold"] = share("Threshold (0: soft)", 0)
             with gr.Row():
                 add["point"] = gr.Textbox(label="Points", placeholder="120,80; 30,40,0", max_length=500)
                 add["box"] = gr.Textbox(label="Boxes", placeholder="10,10,90,120", max_length=500)

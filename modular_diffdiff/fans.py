@@ -23,7 +23,7 @@ PAPER, INK = (255, 255, 255), (32, 32, 32)
 
 @dataclass(frozen=True)
 class StrengthFan:
-    """One edit at several strengths, all of the same noise.
+    """One edit at several strengths, all from the same noise.
 
     Attributes:
         strengths: Rising, in [0, 1].
@@ -39,12 +39,12 @@ class StrengthFan:
 def fan(
     pipe, image: Any, prompt: str, diffdiff_map: Any = None, strengths: tuple[float, ...] = STRENGTHS, **inputs: Any
 ) -> StrengthFan:
-    """One edit at several strengths, as one batch of the same noise.
+    """One edit at several strengths, as one batch from the same noise.
 
     Args:
         pipe: Any pipeline with a change map, of any family. It stays as it is.
         image: The picture to edit.
-        prompt: What the changed regions show.
+        prompt: What to draw in the changed regions.
         diffdiff_map: The change map at strength 1; by default everything may change, or what other inputs say
             (`map_text` and the like).
         strengths: 2 to 100 rising numbers in [0, 1].

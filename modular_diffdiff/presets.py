@@ -138,7 +138,7 @@ Example:
 
 
 class SDXLDiffDiffBlocks(DiffDiffSequentialBlocks):
-    """Differential diffusion with SDXL: `DIFFDIFF_BLOCKS`. It takes a map always."""
+    """Differential diffusion with SDXL: `DIFFDIFF_BLOCKS`. It always needs a map."""
 
     block_classes = list(DIFFDIFF_BLOCKS.values())
     block_names = list(DIFFDIFF_BLOCKS)

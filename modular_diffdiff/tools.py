@@ -30,11 +30,11 @@ class Tools:
     on_device: Callable
 
     def edit(self, image, prompt, change_map=None, text="", grow=0, feather=0, strength=1, steps=25, seed=0) -> str:
-        """Edits an image towards a prompt, each pixel as strongly as a change map lets it.
+        """Edits an image towards a prompt, each pixel as strongly as a change map allows.
 
         Args:
             image: The image to edit, an uploaded file; over MCP, a data: URL.
-            prompt: What the changed regions show.
+            prompt: What to draw in the changed regions.
             change_map: The change map: white keeps the image, black lets it change. Or nothing, if text says it.
             text: What may change, in words; or nothing.
             grow: By how many pixels what changes grows; below 0 it shrinks.
@@ -50,11 +50,11 @@ class Tools:
             return str(path)
 
     def make_map(self, image, change_map=None, text="", grow=0, feather=0) -> str:
-        """Makes the change map of an image, white where it is kept, of a rough map, a text, or both.
+        """Makes the change map of an image, white where it is kept, from a rough map, a text, or both.
 
         Args:
             image: The image that the map is for, an uploaded file; over MCP, a data: URL.
-            change_map: A map to begin with, white where the image is kept; or nothing, if text says it.
+            change_map: A map to start from, white where the image is kept; or nothing, if text says it.
             text: What may change, in words; or nothing.
             grow: By how many pixels what changes grows; below 0 it shrinks.
             feather: By how many pixels the edge of what changes is softened.
@@ -67,7 +67,7 @@ class Tools:
 
         Args:
             image: The image to edit, an uploaded file; over MCP, a data: URL.
-            prompt: What the changed regions show.
+            prompt: What to draw in the changed regions.
             change_map: The change map: white keeps the image, black lets it change. Or nothing, if text says it.
             text: What may change, in words; or nothing.
             grow: By how many pixels what changes grows; below 0 it shrinks.

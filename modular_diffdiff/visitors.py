@@ -42,7 +42,7 @@ def lies_in(path: Any, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Result:
-    """A picture that was made, its map, and the command line that makes it again."""
+    """A picture that was made, its map, and the command line that repeats it."""
 
     path: Path
     change_map: Path

@@ -307,7 +307,7 @@ def holds(latents: torch.Tensor, outputs: int | None, channels: int, grid: tuple
 
 
 class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
-    """First block: refuses bad input before any model runs. It looks at the inputs of other blocks, and has none."""
+    """First block: refuses bad input before any model runs. It checks the inputs of other blocks, and takes none."""
 
     @torch.no_grad()
     def __call__(self, components, state):
@@ -349,7 +349,7 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
 
 
 class DiffDiffCheckNoMapStep(diffdiff_block.DiffDiffBlock):
-    """In front of blocks that run without a change map: refuses what means something only with one.
+    """In front of blocks that run without a change map: refuses inputs that need one.
 
     Args:
         map_inputs: The inputs that only apply with a map.

@@ -325,10 +325,10 @@ class DiffDiffSequentialBlocks(diffdiff_saving.SavedWithCode, diffdiff_docs.Docu
 
 
 class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, ConditionalPipelineBlocks):
-    """Blocks that obey a change map where one is given or asked for; `add_diffdiff` makes them.
+    """Blocks that follow a change map if one is given or asked for; `add_diffdiff` makes them.
 
     Args:
-        opened: The blocks that run with a `diffdiff_map`, or with what `make_map` makes one of.
+        opened: The blocks that run with a `diffdiff_map`, or with an input from which `make_map` makes one.
         blocks: Those that run without, any of upstream's.
         triggers: The inputs that select the workflow of `blocks` which starts from an image.
     """
@@ -375,7 +375,7 @@ def _workflows(known: dict[str, dict[str, bool]], triggers: tuple[str, ...]) -> 
 
 
 class FamilyDiffDiffAutoBlocks(DiffDiffAutoBlocks):
-    """A model family of upstream's: what `add_diffdiff` makes of its automatic blocks, as a class.
+    """One of upstream's model families: its automatic blocks, opened by `add_diffdiff`, as a class.
 
     Attributes:
         upstream: Its automatic blocks.

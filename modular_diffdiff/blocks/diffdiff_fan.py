@@ -33,12 +33,12 @@ def same_noise(generator: torch.Generator | None, count: int) -> list[torch.Gene
 
 
 class DiffDiffFanStep(diffdiff_block.DiffDiffBlock):
-    """Makes one edit at several strengths, as one batch of the same noise.
+    """Makes one edit at several strengths, as one batch from the same noise.
 
     Each output has the change map turned down to one of `fan_strengths`. One more, the last, has all of them: its map
     is cut into upright strips, each turned down to a strength, which rises from left to right.
 
-    It stands right before `read_map`, behind whatever makes and shapes the map; or in front of all, without these.
+    It goes right before `read_map`, after whatever makes and shapes the map; without these, in front of everything.
     """
 
     needs = ("diffdiff_map",)

@@ -30,7 +30,7 @@ def as_batch(pictures: list) -> Any:
 
 
 class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
-    """Gives each output a prompt and an image of its own, and the image sides that are whole patches of latents.
+    """Gives each output its own prompt and image, and pads the image to whole patches of latents.
 
     Upstream's families pair several prompts, images and outputs in ways of their own, and cut off or stretch what fills
     no whole patch; after this step none of that is left to do.
@@ -108,7 +108,7 @@ class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
 
 
 class DiffDiffFitControlStep(diffdiff_block.DiffDiffBlock):
-    """Cuts, resizes and pads control images as the image is, and gives each output its own."""
+    """Cuts, resizes and pads control images like the image, and gives each output its own."""
 
     needs, takes = ("placement", "control_image"), ("crops_coords",)
     gives = ("control_image", "crops_coords")

@@ -58,7 +58,7 @@ class DiffDiffInjectStep(diffdiff_block.DiffDiffLoopBlock):
 
 
 class DiffDiffRestoreStep(diffdiff_block.DiffDiffLoopBlock):
-    """Behind the scheduler's step: puts what was frozen during it on the original's trajectory, at the next level.
+    """After the scheduler's step: puts what was frozen during it back on the original's trajectory, at the next level.
 
     After the last step that is the original: an element that is kept to the end comes out as the original's latent, bit
     for bit. Without this block, whatever is overwritten before a step still takes that step of the model.
@@ -84,7 +84,7 @@ class DiffDiffCheckFiniteStep(diffdiff_block.DiffDiffLoopBlock):
 
 
 class DiffDiffCallbackStep(diffdiff_block.DiffDiffLoopBlock):
-    """Calls `callback_on_step_end` after every step; what it raises ends the run."""
+    """Calls `callback_on_step_end` after every step; an exception in it ends the run."""
 
     takes = ("callback_on_step_end",)
 
@@ -108,7 +108,7 @@ def with_callback(blocks):
 class DiffDiffLoop:
     """Mixin of a denoising loop that a change map may leave nothing to run for."""
 
-    description = "Denoising loop, in which every latent element starts to change at the step that the map gives it."
+    description = "Denoising loop, in which every latent element starts to change at its release step."
 
     @torch.no_grad()
     def __call__(self, components, state):

@@ -34,7 +34,7 @@ class DiffDiffOptionalSource(diffdiff_docs.Documented, AutoPipelineBlocks):
 
 
 class DiffDiffMakeMapStep(diffdiff_docs.Documented, SequentialPipelineBlocks):
-    """Makes the change map of whatever says what changes; several join, and the `diffdiff_map` with them.
+    """Makes the change map from words, clicks and the other sources, and joins several, the `diffdiff_map` included.
 
     Attributes:
         sources: The sources' classes, in the order in which they run.

@@ -88,7 +88,7 @@ class DiffDiffModelMapSource(diffdiff_sources.DiffDiffMapSource):
 
 
 class DiffDiffMapTextStep(DiffDiffModelMapSource):
-    """Makes a change map of words: what they name may change, more so the surer the segmenter is, and the rest is kept.
+    """Makes a change map from words: what they name may change, more where the segmenter is surer; the rest is kept.
 
     The segmenter is CLIPSeg (Lüddecke and Ecker, arXiv 2112.10003).
     """
@@ -155,7 +155,7 @@ def segment(components, picture: PIL.Image.Image, prompt: dict[str, list]) -> to
 
 
 class DiffDiffMapPointsStep(DiffDiffSegmentAnythingSource):
-    """Makes a change map of points: the objects that they lie on may change, and the rest is kept."""
+    """Makes a change map from points: the objects under them may change, and the rest is kept."""
 
     needs = ("map_points",)
 
@@ -175,7 +175,7 @@ class DiffDiffMapPointsStep(DiffDiffSegmentAnythingSource):
 
 
 class DiffDiffMapBoxesStep(DiffDiffSegmentAnythingSource):
-    """Makes a change map of boxes: the object in each of them may change, and the rest is kept."""
+    """Makes a change map from boxes: the object in each may change, and the rest is kept."""
 
     needs = ("map_boxes",)
 
@@ -189,7 +189,7 @@ class DiffDiffMapBoxesStep(DiffDiffSegmentAnythingSource):
 
 
 class DiffDiffMapDepthStep(DiffDiffModelMapSource):
-    """Makes a change map of depth: `map_depth=(kept, free)` are two depths, and between them what may change rises.
+    """Makes a change map from depth: the strength rises between the two depths `map_depth=(kept, free)`.
 
     0 is the nearest depth in the picture and 1 the farthest.
     """

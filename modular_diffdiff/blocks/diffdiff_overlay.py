@@ -14,7 +14,7 @@ from . import diffdiff_block, diffdiff_map, diffdiff_pixels, diffdiff_shape, dif
 
 
 class DiffDiffCropStep(diffdiff_block.DiffDiffBlock):
-    """Cuts off what was padded before encoding, so that pictures come back at the image's size."""
+    """Cuts off the padding, so that pictures come back at the image's size."""
 
     needs, takes, gives = ("images", "placement"), ("output_type",), ("images", "placement")
 
@@ -33,7 +33,7 @@ class DiffDiffCropStep(diffdiff_block.DiffDiffBlock):
 class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
     """With `overlay` or `padding_map_crop`, lays the original over the edit where the map fully keeps it.
 
-    There the results have its pixels, byte for byte, which have been through no autoencoder, and its size.
+    There the results have the original's pixels, byte for byte, which do not pass through the autoencoder.
     """
 
     needs, gives = ("images", "placement"), ("images",)

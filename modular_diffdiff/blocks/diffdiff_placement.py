@@ -79,7 +79,7 @@ def check_count_of_maps(count: int, state) -> None:
 
 
 class DiffDiffReadMapStep(diffdiff_block.DiffDiffBlock):
-    """Reads the change maps once, inverts them and turns them down as asked, and notes where the picture lies."""
+    """Reads the change maps, inverts them and turns them down on request, and notes where the picture lies."""
 
     needs, gives = ("diffdiff_map",), ("image", "placement")
     takes = ("image", "invert_diffdiff_map", "strength", "allow_paths", "match_colors", "diffdiff_schedule")

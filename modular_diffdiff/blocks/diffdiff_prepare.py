@@ -141,7 +141,7 @@ def check_ratio(grid: tuple[int, int], height: int | None, width: int | None) ->
 class DiffDiffSkipFrozenStep(diffdiff_block.DiffDiffBlock):
     """Right before a loop: starts the run at the first step in which the change map releases anything.
 
-    Until then nothing would be computed that is not overwritten. The run starts as image-to-image starts for its
+    Everything computed before it would be overwritten. The run starts as image-to-image starts for its
     strength, from the original on that step's noise level. Where everything is kept, nothing is left to run.
     """
 

@@ -41,7 +41,7 @@ def _tint(pixels: np.ndarray, strengths: np.ndarray) -> np.ndarray:
 
 
 class DiffDiffPreviewMapStep(diffdiff_block.DiffDiffBlock):
-    """With `preview_map`, draws each change map over its picture, as it counts."""
+    """With `preview_map`, draws each final change map over its picture."""
 
     needs, takes, gives = ("placement",), ("preview_map",), ("map_preview",)
 

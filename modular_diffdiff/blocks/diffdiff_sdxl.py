@@ -158,7 +158,7 @@ def _around(denoiser: type) -> list[type]:
 class SDXLDiffDiffDenoiseLoop(
     diffdiff_docs.Documented, diffdiff_loop.DiffDiffLoop, StableDiffusionXLDenoiseLoopWrapper
 ):
-    """SDXL's denoising loop, in which every latent element starts to change at the step that the map gives it.
+    """SDXL's denoising loop, in which every latent element starts to change at its release step.
 
     Without `restore` it is the paper's algorithm.
     """
@@ -174,7 +174,7 @@ class SDXLDiffDiffControlNetDenoiseLoop(SDXLDiffDiffDenoiseLoop):
 
 
 class SDXLDiffDiffAutoDenoiseStep(diffdiff_docs.Documented, AutoPipelineBlocks):
-    """The loop with a ControlNet where there is a control image, and the plain one elsewhere."""
+    """The loop with a ControlNet if there is a control image, and the plain one otherwise."""
 
     block_classes = [SDXLDiffDiffControlNetDenoiseLoop, SDXLDiffDiffDenoiseLoop]
     block_names = ["controlnet_denoise", "denoise"]

@@ -101,7 +101,7 @@ class DiffDiffMapGradientStep(DiffDiffMapSource):
 
 
 class DiffDiffMapMaskStep(DiffDiffMapSource):
-    """Makes a change map of a mask as inpainting has it, white where the picture changes; greys change in part."""
+    """Makes a change map from an inpainting mask, white where the picture changes; greys change in part."""
 
     needs = ("mask_image",)
 
@@ -112,7 +112,7 @@ class DiffDiffMapMaskStep(DiffDiffMapSource):
 
 
 class DiffDiffMapDifferenceStep(DiffDiffMapSource):
-    """Makes a change map of what was painted over: the more a pixel differs from the photo, the more may change."""
+    """Makes a change map from a paint-over: the more a pixel differs from the photo, the more it may change."""
 
     needs = ("map_difference",)
 
@@ -128,7 +128,7 @@ class DiffDiffMapDifferenceStep(DiffDiffMapSource):
 
 
 class DiffDiffMapToMaskStep(diffdiff_block.DiffDiffBlock):
-    """Makes a mask for inpainting of a change map: white where it changes, and as soft as the map."""
+    """Makes an inpainting mask from a change map: white where it changes, and as soft as the map."""
 
     needs, takes, gives = ("diffdiff_map",), ("invert_diffdiff_map", "allow_paths"), ("mask_image",)
 
