@@ -43,7 +43,7 @@ WORDS = {
     "MAP": "the map",
     "--negative": "“What not to show”",
     "--text": "“Or say it in words”",
-    "--threshold": "“Sure from”",
+    "--threshold": "“Threshold”",
     "--point": "“Points”",
     "--box": "“Boxes”",
     "--depth": "“By distance”",
