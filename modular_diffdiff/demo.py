@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,17 +166,19 @@ def run_steered(steered: Steered) -> PIL.Image.Image:
 def run_rows(pipe, rows: list[Row]) -> list[list[PIL.Image.Image]]:
     """The edited pictures of each row, all of them in one batch."""
     planned = [(row, edit) for row in rows for edit in row.edits]
-    pictures = iter(
-        pipe(
-            prompt=[edit.prompt for _, edit in planned],
-            image=[PIL.Image.fromarray(render(row.scene)) for row, _ in planned],
-            diffdiff_map=[edit.change_map for _, edit in planned],
-            overlay=True,
-            num_inference_steps=STEPS,
-            generator=[torch.Generator().manual_seed(row.seed) for row, _ in planned],
-            output="images",
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*never release")  # the lightest greys of soft edges
+        pictures = iter(
+            pipe(
+                prompt=[edit.prompt for _, edit in planned],
+                image=[PIL.Image.fromarray(render(row.scene)) for row, _ in planned],
+                diffdiff_map=[edit.change_map for _, edit in planned],
+                overlay=True,
+                num_inference_steps=STEPS,
+                generator=[torch.Generator().manual_seed(row.seed) for row, _ in planned],
+                output="images",
+            )
         )
-    )
     return [[next(pictures) for _ in row.edits] for row in rows]
 
 
