@@ -959,7 +959,7 @@ def test_what_sources_made_is_remembered_within_bounds():
 
 def test_seeds_end_where_the_command_lines_do(folder):
     photo = serving.read_upload("photo.png", "photo.png", "Photo")
-    with pytest.raises(loading.UserError, match="Seeds end at"):
+    with pytest.raises(loading.UserError, match="The largest seed is"):
         list(studio.Studio({}).edit(photo, Path("map.png").resolve(), PROMPT, {"seed": 2**32 - 2, "count": 3}))
 
 
