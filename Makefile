@@ -36,5 +36,5 @@ benchmark: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lora,web]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lora,web,batch]"
 	touch $@

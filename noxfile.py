@@ -17,5 +17,5 @@ def tests(session: nox.Session, diffusers: str) -> None:
     constraints = session.create_tmp() + "/constraints.txt"
     with open("constraints.txt") as pinned, open(constraints, "w") as file:
         file.writelines(line for line in pinned if not line.startswith("diffusers=="))
-    session.install("--constraint", constraints, "--editable", ".[test,lora,web]", f"diffusers{diffusers}")
+    session.install("--constraint", constraints, "--editable", ".[test,lora,web,batch]", f"diffusers{diffusers}")
     session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", env={"OMP_NUM_THREADS": "1"})

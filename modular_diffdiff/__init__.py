@@ -20,6 +20,7 @@ _MODULES = {
     "StrengthFan": "fans",
     "draw_fan": "fans",
     "fan": "fans",
+    "run_batch": "batch",
     "BadInputError": "blocks.diffdiff_refusals",
     "DiffDiffAutoBlocks": "blocks.diffdiff_family",
     "DiffDiffSequentialBlocks": "blocks.diffdiff_family",

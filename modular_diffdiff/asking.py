@@ -12,6 +12,14 @@ from . import editing, loading, maps
 
 
 MAX_SCALE = 1000  # far beyond what models are used with
+# The parameters that are pictures, and what messages call them.
+PICTURES = {
+    "image": "IMAGE",
+    "mask": "--mask",
+    "difference": "--difference",
+    "control_image": "--control-image",
+    "ip_adapter_image": "--ip-adapter-image",
+}
 
 
 def check_words(prompt: str, params: dict[str, Any]) -> None:
@@ -26,7 +34,7 @@ def ask_edit(prompt: str, params: dict[str, Any]) -> tuple[loading.Model, editin
     _check_scales({option: params[name] for option, name in scales.items()})
     controlnet, control_scale = _choose_controlnet(params)
     ip_adapter, ip_adapter_scale = _choose_ip_adapter(params)
-    run = {name: params[name] for name in ("model", "device", "dtype", "offload", "lora")}
+    run = {name: params[name] for name in ("model", "device", "dtype", "offload", "threads", "lora")}
     model = loading.Model(**run, controlnet=controlnet, ip_adapter=ip_adapter, ip_adapter_scale=ip_adapter_scale)
     loading.check_names(model)
     names = ("steps", "guidance_scale", "softness", "strength", "overlay", "match_colors", "crop", "control_mode")
@@ -57,20 +65,19 @@ def _choose_ip_adapter(params: dict[str, Any]) -> tuple[str | None, float | None
     return ip_adapter, 1.0 if scale is None else scale
 
 
+def check_inverted(change_map: Any, params: dict[str, Any]) -> None:
+    if change_map is None and params["invert_map"]:
+        raise loading.UserError("--invert-map needs MAP, which it inverts.")
+
+
 def ask_pictures(
     change_map: str | editing.Picture | None, params: dict[str, Any]
 ) -> tuple[editing.Pictures, maps.Request]:
     """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read."""
-    if change_map is None and params["invert_map"]:
-        raise loading.UserError("--invert-map needs MAP, which it inverts.")
+    check_inverted(change_map, params)
     inputs, models = ask_map(params)
-    read = read_pictures(
-        {
-            **{"IMAGE": params["image"], "MAP": change_map},
-            **{"--mask": params["mask"], "--difference": params["difference"]},
-            **{"--control-image": params["control_image"], "--ip-adapter-image": params["ip_adapter_image"]},
-        }
-    )
+    given = {title: params[name] for name, title in PICTURES.items()}
+    read = read_pictures({"IMAGE": params["image"], "MAP": change_map} | given)
     pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
     return pictures, maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models)
 
@@ -81,6 +88,11 @@ def settle(
     """The model and the edit with what was left open filled in; all is checked that can be before a model is loaded."""
     editing.check_pictures(pictures, asked)
     maps.check_pictures(request)
+    return settle_model(model, asked)
+
+
+def settle_model(model: loading.Model, asked: editing.Edit) -> tuple[loading.Model, editing.Edit]:
+    """The same, pictures aside."""
     model = loading.choose_device(loading.find_family(model))
     if asked.guidance_scale is None:
         asked = replace(asked, guidance_scale=loading.default_guidance_scale(model))

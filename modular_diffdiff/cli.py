@@ -1,14 +1,15 @@
-"""What people run: `modular-diffdiff demo`, `map`, `edit`, `fan` and `publish`."""
+"""What people run: `modular-diffdiff demo`, `map`, `edit`, `batch`, `fan`, `web` and `publish`."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -66,6 +67,7 @@ Examples:
   modular-diffdiff map photo.png --gradient 90 --out map.png
   modular-diffdiff edit photo.png map.png "a green pear"
   modular-diffdiff fan photo.png "a green pear" map.png
+  modular-diffdiff batch rows.jsonl --out edited
   modular-diffdiff web
 
 Exit codes: 0 for success, 2 for a mistake in the input, 1 for any other failure.""",
@@ -205,6 +207,7 @@ def edit(
     device: options.Device = None,
     dtype: options.DType = None,
     offload: options.Offload = False,
+    threads: options.Threads = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -260,6 +263,103 @@ def edit(
                 typer.echo(f"{_printable(path)} (seed {n}, {chosen.title})")
 
 
+def _with_options_of(command: Callable, **changed: Any) -> Callable[[Callable], Callable]:
+    """Gives a command the options of another that it does not have itself, with other defaults where they are given.
+
+    The command takes them as `**options`, and typer reads them from the signature.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        own, others = (inspect.signature(each, eval_str=True).parameters for each in (function, command))
+        added = [
+            param.replace(kind=param.KEYWORD_ONLY, default=changed.get(name, param.default))
+            for name, param in others.items()
+            if name not in {*own, "count", "overwrite"} and param.default is not param.empty
+        ]
+        kept = [param for param in own.values() if param.kind is not param.VAR_KEYWORD]
+        function.__signature__ = inspect.Signature([*kept, *added])
+        function.__annotations__ = {param.name: param.annotation for param in (*kept, *added)}
+        return function
+
+    return decorate
+
+
+@app.command()
+@_with_options_of(edit, threads=1)
+def batch(
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MANIFEST",
+            help="A .jsonl, .csv or .parquet file, a row for each edit: id, image, prompt, map, or a source of one "
+            "(text, gradient, ...), and the other options below that are about one picture, by their names (steps, "
+            "guidance_scale, ...). Paths are relative to its folder.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; one of an earlier run goes on.")],
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="Processes on this machine, or Ray: the cluster at RAY_ADDRESS, or this machine. Ray needs "
+            "`pip install modular-diffdiff[batch]`."
+        ),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many copies of the model work; by default one per accelerator."),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="N",
+            help="How many rows of one size and the same settings may share a call of the model. That is faster, and "
+            "changes pixels by 1/255 at most.",
+        ),
+    ] = 1,
+    with_maps: Annotated[bool, typer.Option("--maps", help="Write each row's change map too, to DIR/maps.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Do rows again that have failed.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Do at most N rows now.")] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="End if no row ends for so long: something hangs.")
+    ] = 3600,
+    **edit_options: Any,
+) -> None:
+    """Edit thousands of pictures: a manifest in, pictures and a table out.
+
+    DIR gets images/ID.png, and results.parquet and results.jsonl with a row for each of MANIFEST: its status, error,
+    path, SHA-256 and more. A row that cannot be edited is a row with an error, and the others go on. Killed at any
+    point, the same command goes on where it was; rows whose files, settings or model have changed are done anew.
+    Options are what holds for rows that say nothing else. A row without a seed has one that follows from its id.
+
+    \b
+    Examples:
+      modular-diffdiff batch photos.jsonl --out edited
+      modular-diffdiff batch photos.csv --out edited --steps 30 --workers 4
+      modular-diffdiff batch photos.parquet --out edited --engine ray \\
+        --model stabilityai/stable-diffusion-xl-base-1.0
+
+    Exit codes: 0 all rows are done, 1 some failed or the job could not go on, 2 for a mistake in what was given, 130 or
+    143 if it was stopped.
+    """
+    with _one_line_errors():
+        from . import batch_command
+
+        batch_command.run(
+            manifest,
+            out,
+            engine=engine,
+            workers=workers,
+            batch_size=batch_size,
+            with_maps=with_maps,
+            retry_errors=retry_errors,
+            limit=limit,
+            timeout=timeout,
+            **edit_options,
+        )
+
+
 def _split(map_and_prompt: list[str]) -> tuple[str | None, str]:
     """MAP, None without one, and PROMPT."""
     if len(map_and_prompt) > 2:
@@ -272,6 +372,7 @@ def _load(
 ) -> tuple[Any, loading.Model, editing.Edit, np.ndarray]:
     """The pipeline, the model and the edit that are settled on, and the map, which is made first."""
     model, asked = asking.settle(model, asked, pictures, request)
+    loading.set_threads(model)
     keep = maps.make_map(request)
     pipe = loading.load_pipeline(model, asked.guidance_scale)
     editing.warn_of_long_texts(pipe, asked)
@@ -333,6 +434,7 @@ def make_fan(
     device: options.Device = None,
     dtype: options.DType = None,
     offload: options.Offload = False,
+    threads: options.Threads = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="The .png file to write; IMAGE-fan.png in the current folder by default."),

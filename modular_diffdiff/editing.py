@@ -5,6 +5,7 @@ Heavy libraries are imported where they are used: a mistake in a file's name is 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -171,10 +172,22 @@ def read_picture(location: str, argument: str) -> Picture:
     title = f"{argument} {location!r}"
     try:
         data = _read_stdin() if location == STDIN else diffdiff_files.read(location)
+    except diffdiff_files.UnreadableError as error:
+        raise UserError(f"{title} cannot be read: {error}.") from error
+    return open_picture(data, title, file_name(location))
+
+
+def open_picture(data: bytes, title: str, name: str) -> Picture:
+    """A picture of a file's bytes.
+
+    Raises:
+        UserError: If they cannot be read as an image.
+    """
+    try:
         pixels = diffdiff_files.open_image(data)
     except diffdiff_files.UnreadableError as error:
         raise UserError(f"{title} cannot be read: {error}.") from error
-    return Picture(title, file_name(location), hashlib.sha256(data).hexdigest(), pixels)
+    return Picture(title, name, hashlib.sha256(data).hexdigest(), pixels)
 
 
 def _read_stdin() -> bytes:
@@ -230,6 +243,22 @@ def _profile_space(image: PIL.Image.Image) -> str | None:
     return profile and profile[16:20].decode("latin-1").strip()  # ICC.1, 7.2.6
 
 
+def encode_png(
+    image: PIL.Image.Image, settings: dict[str, Any] | None = None, kept: dict[str, Any] | None = None
+) -> bytes:
+    """A PNG, its settings as JSON in the text chunk "modular-diffdiff".
+
+    Args:
+        kept: Of the original's file, as `kept_of` gives it.
+    """
+    text, data = PngInfo(), io.BytesIO()
+    if settings is not None:
+        text.add_text(METADATA_KEY, json.dumps(settings))
+    # PIL would write the profile that it finds at the image, whatever its colour space
+    image.save(data, "png", pnginfo=text, **{"icc_profile": None} | (kept or {}))
+    return data.getvalue()
+
+
 def write_png(
     image: PIL.Image.Image,
     path: Path,
@@ -237,25 +266,18 @@ def write_png(
     settings: dict[str, Any] | None = None,
     kept: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a PNG whole or not at all, its settings as JSON in the text chunk "modular-diffdiff".
-
-    Args:
-        kept: Of the original's file, as `kept_of` gives it.
+    """Writes a PNG, as `encode_png` makes it, whole or not at all.
 
     Raises:
         UserError: As `check_outputs`, which is asked again: the file may have come into being in the meantime.
         OSError: If it cannot be written; what was there is as it was.
     """
     check_outputs([path], overwrite)
-    text, data = PngInfo(), io.BytesIO()
-    if settings is not None:
-        text.add_text(METADATA_KEY, json.dumps(settings))
-    # PIL would write the profile that it finds at the image, whatever its colour space
-    image.save(data, "png", pnginfo=text, **{"icc_profile": None} | (kept or {}))
+    data = encode_png(image, settings, kept)
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{METADATA_KEY}-{os.getpid()}.partial")
     try:
-        partial.write_bytes(data.getbuffer())
+        partial.write_bytes(data)
         if not overwrite:
             _reserve(partial, target)
         os.replace(partial, target)
@@ -499,11 +521,22 @@ def settings_of(picture: Picture) -> dict[str, Any] | None:
 
 def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str, Any]:
     """All that decides an edit's pixels but the map and the seed, as JSON takes it."""
+    return describe_edit(edit, pictures) | describe_model(pipe, model)
+
+
+def describe_edit(edit: Edit, pictures: Pictures) -> dict[str, Any]:
+    """The part of it that is asked of a model."""
     given = pictures.given()
     return {
         **asdict(edit),
         **{field.name: None for field in fields(pictures)},
         **{name: describe_picture(picture) for name, picture in given.items()},
+    }
+
+
+def describe_model(pipe, model: Model) -> dict[str, Any]:
+    """The part of it that is the same for every edit of a model."""
+    return {
         **asdict(model),
         "commits": cached_commits(model),
         "scheduler": type(pipe.scheduler).__name__,
@@ -511,6 +544,7 @@ def describe_run(pipe, model: Model, edit: Edit, pictures: Pictures) -> dict[str
     }
 
 
+@functools.cache
 def find_version(name: str) -> str | None:
     """The version of an installed package."""
     try:

@@ -53,6 +53,7 @@ class Model:
         device: Where it runs, a name that torch has; None for `choose_device` to decide.
         dtype: Of its weights, a name that torch has; None likewise.
         offload: Whether its parts wait in main memory until they run.
+        threads: How many CPU threads torch uses, which decides the last bits of pixels; None for torch's own number.
         controlnet: "still-life" (on edges), "still-life-union", a folder, or a Hub repository; None for none.
         ip_adapter: "still-life", a weights file, or one on the Hub, "owner/name/folder/file"; None for none.
         ip_adapter_scale: How much an image prompt counts, 0 for nothing; None without an IP-Adapter.
@@ -64,6 +65,7 @@ class Model:
     device: str | None
     dtype: str | None
     offload: bool = False
+    threads: int | None = None
     controlnet: str | None = None
     ip_adapter: str | None = None
     ip_adapter_scale: float | None = None
@@ -306,7 +308,7 @@ def default_guidance_scale(model: Model) -> float | None:
 
 def choose_device(model: Model) -> Model:
     """Fills in what was left open: this machine's accelerator or its CPU, in float32 on a CPU, else as SDXL likes it
-    (float16) and the other families do (bfloat16).
+    (float16) and the other families do (bfloat16), and torch's own number of threads.
 
     Raises:
         UserError: If there is no such device, or no accelerator to offload from.
@@ -326,7 +328,14 @@ def choose_device(model: Model) -> Model:
         raise UserError(f"--offload needs an accelerator to move the model's parts to while they run, and {lack}.")
     on_accelerator = "float16" if model.family == "sdxl" else "bfloat16"
     dtype = model.dtype or ("float32" if found.type == "cpu" else on_accelerator)
-    return replace(model, device=str(found), dtype=dtype)
+    return replace(model, device=str(found), dtype=dtype, threads=model.threads or torch.get_num_threads())
+
+
+def set_threads(model: Model) -> None:
+    """Lets torch use as many CPU threads as a model says."""
+    import torch
+
+    torch.set_num_threads(model.threads)
 
 
 def load_pipeline(model: Model, guidance_scale: float | None):
@@ -376,16 +385,26 @@ def set_guidance(pipe, scale: float | None) -> None:
         pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=scale))
 
 
-def cached_commits(model: Model) -> dict[str, str]:
-    """The commits that the Hub's cache holds, as its main branch, of the repositories that a model is loaded from."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
+def sources_of(model: Model) -> set[str]:
+    """The folders and repositories that a model is loaded from, by the names that they were given."""
     named = {
         model.model,
         model.controlnet,
         model.ip_adapter and find_ip_adapter(model.ip_adapter).source,
         model.lora and find_lora(model.lora).source,
     }
+    return named - {None}
+
+
+def cached_commits(model: Model) -> dict[str, str]:
+    """The commits that the Hub's cache holds, as its main branch, of the repositories that a model is loaded from."""
+    return commits_of(sources_of(model))
+
+
+def commits_of(named: set[str]) -> dict[str, str]:
+    """The same for these names."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
     try:
         cached = scan_cache_dir().repos
     except CacheNotFound:

@@ -135,6 +135,15 @@ Offload = Annotated[
         "a smaller accelerator.",
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="How many CPU threads torch uses, which decides the last bits of pixels; by default torch's own number, "
+        "in `batch` 1.",
+    ),
+]
 # Where a map comes from and how it is shaped, in every command that has one; `asking.ask_map` reads them.
 Text = Annotated[str | None, typer.Option(metavar="TEXT", help="What may change, in words.")]
 Threshold = Annotated[

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "make demo": "test_cli.py runs what it runs, and .ci/run the target",
     "make test": "this is it",
     "modular-diffdiff web": "test_page.py opens it",
+    "modular-diffdiff batch": "test_batch_ray.py runs it, on both engines",
     "diffusers-cli schema": "test_hub.py runs it, and reads what it prints",
     "pip install": ".ci/run installs the package, and these tests what the card asks for",
 }

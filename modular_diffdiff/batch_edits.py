@@ -1,0 +1,218 @@
+"""The editor of real batches: rows to pictures, by what `modular-diffdiff edit` does.
+
+Heavy libraries are imported where they are used: in the workers, not in the command that watches them.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import io
+import os
+import traceback
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from . import asking, editing, loading, maps
+from .batch_work import Editor, Made
+from .blocks import diffdiff_files
+from .ledger import IMAGES, MAPS
+from .manifest import TITLES, Embedded, Row
+
+
+# Of the pipeline's inputs, those that a call takes for each row.
+OF_A_ROW = ("prompt", "negative_prompt", "image", "diffdiff_map", "generator")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row whose pictures are read and whose map is made."""
+
+    row: Row
+    asked: editing.Edit
+    pictures: editing.Pictures
+    request: maps.Request
+    keep: np.ndarray
+
+    @property
+    def call(self) -> Hashable:
+        """Common to rows that start at the same step: samplers with a history repeat a run only from there."""
+        import torch
+
+        from .blocks.diffdiff_map import release_by_step, turn_down
+
+        darkest = turn_down(torch.tensor(self.keep.min()), self.asked.strength)
+        return self.pictures.image.pixels.size, release_by_step(darkest, torch.arange(self.asked.steps)).item()
+
+
+class PictureEditor(Editor):
+    """Edits with the model of a job.
+
+    Args:
+        device: The job's parameter.
+        with_maps: Whether the maps are asked for too.
+    """
+
+    def __init__(self, device: str | None = None, with_maps: bool = False):
+        self.device, self.with_maps = device, with_maps
+        self._pipe, self._model, self._told = None, None, {}
+        self._map_models: dict[tuple, dict[str, Any]] = {}
+
+    def check(self, row: Row) -> loading.Model:
+        asking.check_words(row.prompt, row.params)
+        if row.change_map is None and not maps.are_asked(row.params):
+            raise loading.UserError("nothing says what may change: it needs a map, text, gradient or the like.")
+        asking.check_inverted(row.change_map, row.params)
+        _, models = asking.ask_map(row.params)
+        for name, location in models.items():
+            loading.find_map_model(location, maps.OPTIONS[name])
+        return _settle(row)[0]
+
+    def places(self) -> list[dict[str, str]]:
+        import torch
+
+        if self.device not in (None, "cuda") or torch.cuda.device_count() < 2:
+            return [{}]
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+        return [{"CUDA_VISIBLE_DEVICES": number} for number in shown.split(",")]
+
+    def load(self, row: Row) -> None:
+        model, _ = _settle(row)
+        if model != self._model:
+            self._pipe = self._model = None
+            gc.collect()  # the next one may need its memory
+            loading.set_threads(model)
+            with editing.quiet_libraries():
+                self._pipe = loading.load_pipeline(model, None)
+            self._model, self._told = model, editing.describe_model(self._pipe, model)
+            facts_of.cache_clear()  # a download has a commit
+
+    def facts(self, row: Row) -> dict[str, Any]:
+        _, models = asking.ask_map(row.params)
+        return facts_of(_settle(row)[0], tuple(models.values()))
+
+    def call_of(self, row: Row) -> Hashable:
+        alone = ("crop", "control_image", "ip_adapter_image")  # their boxes and lists are of a whole call
+        if any(row.params[name] is not None for name in alone):
+            return None
+        model, asked = _settle(row)
+        shared = replace(asked, prompt="", negative_prompt=asked.negative_prompt and "")
+        return model, shared, _shape(row.params["image"])
+
+    def edit(self, rows: list[Row]) -> list[Made]:
+        import torch
+
+        try:
+            return self._edit(rows)
+        except torch.AcceleratorError:  # nothing runs on it in this process any more: another one takes over
+            traceback.print_exc()
+            os._exit(1)
+
+    def _edit(self, rows: list[Row]) -> list[Made]:
+        warnings: list[str] = []
+        with editing.quiet_libraries(warnings.append):
+            calls: dict[Hashable, list[int]] = {}
+            prepared = [self._prepare(row) for row in rows]
+            for number, ready in enumerate(prepared):
+                calls.setdefault(ready.call, []).append(number)
+            results = {}
+            for numbers in calls.values():
+                results |= dict(zip(numbers, self._call([prepared[number] for number in numbers]), strict=True))
+            return [replace(results[number], warnings=tuple(warnings)) for number in range(len(rows))]
+
+    def _prepare(self, row: Row) -> Prepared:
+        given = {name: _open(name, picture) for name, picture in row.pictures().items()}
+        change_map = given.pop("map", None)
+        _, asked = _settle(row)
+        pictures, request = asking.ask_pictures(change_map, row.params | given)
+        editing.check_pictures(pictures, asked)
+        maps.check_pictures(request)
+        editing.warn_of_long_texts(self._pipe, asked)
+        return Prepared(row, asked, pictures, request, maps.make_map(request, load=self._load_map_model))
+
+    def _load_map_model(self, *asked: Any) -> dict[str, Any]:
+        if asked not in self._map_models:
+            self._map_models[asked] = loading.load_map_model(*asked)
+        return self._map_models[asked]
+
+    def _call(self, prepared: list[Prepared]) -> list[Made]:
+        """One call of the pipeline. A row alone is what `edit` makes, byte for byte."""
+        loading.set_guidance(self._pipe, prepared[0].asked.guidance_scale)
+        asked = [
+            editing.inputs_of(self._pipe, ready.asked, ready.pictures, ready.keep, ready.row.params["seed"])
+            for ready in prepared
+        ]
+        inputs = asked[0]
+        if len(asked) > 1:
+            inputs = inputs | {name: [each[name] for each in asked] for name in OF_A_ROW if name in inputs}
+        with editing.spoken(prepared[0].pictures.titles() if len(asked) == 1 else {}):
+            results = self._pipe(**inputs, output="images")
+        return [
+            Made(self._files(ready, result, place, len(prepared)), len(prepared))
+            for place, (ready, result) in enumerate(zip(prepared, results, strict=True))
+        ]
+
+    def _files(self, ready: Prepared, result: PIL.Image.Image, place: int, batch: int) -> dict[str, bytes]:
+        told = maps.describe(ready.request)
+        settings = told | editing.describe_edit(ready.asked, ready.pictures) | self._told
+        settings |= {"seed": ready.row.params["seed"]}
+        if batch > 1:
+            settings["batch"] = {"size": batch, "place": place}
+        files = {IMAGES: editing.encode_png(result, settings, editing.kept_of(ready.pictures.image.pixels))}
+        if self.with_maps:
+            files[MAPS] = editing.encode_png(maps.as_png(ready.keep), told)
+        return files
+
+
+def _settle(row: Row) -> tuple[loading.Model, editing.Edit]:
+    """The model and the edit of a row, with what is left open filled in; what many rows share is looked up once."""
+    model, asked = asking.ask_edit(row.prompt, row.params)
+    own = {"prompt": "", "negative_prompt": asked.negative_prompt and "", "steps": 1, "strength": 1.0, "softness": 0.0}
+    model, settled = _settle_model(model, replace(asked, **own))
+    return model, replace(asked, guidance_scale=settled.guidance_scale)
+
+
+_settle_model = functools.lru_cache(maxsize=1024)(asking.settle_model)
+
+
+@functools.lru_cache(maxsize=1024)
+def facts_of(model: loading.Model, map_models: tuple[str, ...]) -> dict[str, Any]:
+    """What decides pixels beside a row: the models, their commits or files, and versions."""
+    named = loading.sources_of(model) | set(map_models)
+    return {
+        "model": asdict(model),
+        "map_models": map_models,
+        "commits": loading.commits_of(named),
+        "files": {name: _stamp(Path(name)) for name in sorted(named) if Path(name).exists()},
+        "versions": {name: editing.find_version(name) for name in editing.VERSIONS},
+    }
+
+
+def _stamp(path: Path) -> str:
+    """Of a file, or those in a folder: names, sizes, and when they were changed."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _open(name: str, picture: str | Embedded) -> editing.Picture:
+    if isinstance(picture, Embedded):
+        return editing.open_picture(picture.data, TITLES[name], picture.name)
+    return editing.read_picture(picture, TITLES[name])
+
+
+def _shape(picture: str | Embedded) -> tuple[int, ...] | None:
+    """The size that a picture's header says; None where it says none, or lies elsewhere."""
+    if isinstance(picture, str) and diffdiff_files.is_url(picture):
+        return None
+    try:
+        with PIL.Image.open(io.BytesIO(picture.data) if isinstance(picture, Embedded) else picture) as image:
+            return image.size
+    except (OSError, PIL.Image.DecompressionBombError):
+        return None
