@@ -120,7 +120,7 @@ def _make_engine(name: str, job: Job, workers: int | None, timeout: float):
     try:
         from .batch_ray import RayEngine
     except ModuleNotFoundError as error:
-        raise UserError("--engine ray needs Ray: pip install 'modular-diffdiff[batch]'.") from error
+        raise UserError("--engine ray needs Ray: pip install 'ray[data]'.") from error
     return RayEngine(job, workers, timeout)
 
 

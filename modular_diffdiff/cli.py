@@ -301,7 +301,7 @@ def batch(
         Literal["local", "ray"],
         typer.Option(
             help="Processes on this machine, or Ray: the cluster at RAY_ADDRESS, or this machine. Ray needs "
-            "`pip install modular-diffdiff[batch]`."
+            "`pip install 'ray[data]'`."
         ),
     ] = "local",
     workers: Annotated[

@@ -294,7 +294,7 @@ def _read_parquet(path: Path, start: int, columns: list[str] | None = None) -> I
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
-        message = "A Parquet manifest needs pyarrow: pip install 'modular-diffdiff[batch]'."
+        message = "A Parquet manifest needs pyarrow: pip install pyarrow."
         raise loading.UserError(message) from error
     try:
         with parquet.ParquetFile(path) as file:
