@@ -156,7 +156,7 @@ def ceiling(rows: int = 2000) -> Iterator[str]:
 
 
 def cluster(rows: int = 400) -> Iterator[str]:
-    """Three machines, as Ray sees it, one of which dies."""
+    """A cluster of three nodes, in which one dies."""
     import ray
     from ray.cluster_utils import Cluster
 

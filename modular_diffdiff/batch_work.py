@@ -12,7 +12,7 @@ import time
 from array import array
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from .blocks import diffdiff_files
 from .ledger import ATTEMPTS, BEGUN, DONE, FAILED, IMAGES, JobError, Ledger, State
@@ -42,7 +42,7 @@ class Made:
     warnings: tuple[str, ...] = ()
 
 
-class Editor:
+class Editor(Protocol):
     """Makes pictures of rows. A job's editor goes to each worker as a copy, which loads models there.
 
     Attributes:
@@ -73,7 +73,6 @@ class Editor:
 
     def edit(self, rows: list[Row]) -> list[Made]:
         """The files of rows, in their order."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,13 @@ def segmenter(tokenizer) -> dict:
         "text_segmenter": widen(CLIPSegForImageSegmentation(config)),
         "text_segmenter_processor": CLIPSegProcessor(images, tokenizer),
     }
+
+
+@pytest.fixture
+def folder_in_memory(monkeypatch):
+    """The current folder, in memory where there is such a place, for tests that wait for the disk a lot."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        monkeypatch.chdir(name)
+        Path("photo.png").touch()
+        yield Path(name)

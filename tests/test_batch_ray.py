@@ -1,9 +1,7 @@
 """Batches on Ray, and the same real edits on both engines. One small cluster stands for all of this file."""
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,9 @@ from . import batches
 from .batches import ROOT, edits, run, statuses, table, write
 
 
+pytestmark = pytest.mark.usefixtures("folder_in_memory")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """A cluster of one node with two CPUs, to which this process and its children are connected."""
@@ -40,15 +41,6 @@ def cluster():
         yield cluster
         ray.shutdown()
         cluster.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def folder(monkeypatch):
-    memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
-        monkeypatch.chdir(name)
-        Path("photo.png").touch()
-        yield Path(name)
 
 
 def test_killed_ten_times_it_loses_nothing():

@@ -320,6 +320,6 @@ def test_paths_can_be_turned_off(tiny, tmp_path, form):
 def test_of_a_file_with_several_pictures_the_first_counts(tmp_path):
     white, black = (Image.new("L", (8, 8), grey) for grey in (255, 0))
     white.save(tmp_path / "map.gif", save_all=True, append_images=[black])
-    with pytest.warns(UserWarning, match=r"`diffdiff_map` is .*map.gif.*2 pictures: the first"):
+    with pytest.warns(UserWarning, match=r"`diffdiff_map` is .*map.gif.*2 pictures: only the first"):
         (values,) = load_maps(str(tmp_path / "map.gif"))
     assert (values == 1).all()
