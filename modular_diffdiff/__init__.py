@@ -21,6 +21,7 @@ _MODULES = {
     "draw_fan": "fans",
     "fan": "fans",
     "run_batch": "batch",
+    "encode_once": "encodings",
     "BadInputError": "blocks.diffdiff_refusals",
     "DiffDiffAutoBlocks": "blocks.diffdiff_family",
     "DiffDiffSequentialBlocks": "blocks.diffdiff_family",

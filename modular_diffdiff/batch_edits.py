@@ -12,6 +12,7 @@ import io
 import os
 import traceback
 from collections.abc import Hashable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class PictureEditor(Editor):
     def __init__(self, device: str | None = None, with_maps: bool = False):
         self.device, self.with_maps = device, with_maps
         self._pipe, self._model, self._told = None, None, {}
+        self._encoding = ExitStack()
         self._map_models: dict[tuple, dict[str, Any]] = {}
 
     def check(self, row: Row) -> loading.Model:
@@ -83,13 +85,17 @@ class PictureEditor(Editor):
         return [{"CUDA_VISIBLE_DEVICES": number} for number in shown.split(",")]
 
     def load(self, row: Row) -> None:
+        from .encodings import encode_once
+
         model, _ = _settle(row)
         if model != self._model:
+            self._encoding.close()
             self._pipe = self._model = None
             gc.collect()  # the next one may need its memory
             loading.set_threads(model)
             with editing.quiet_libraries():
                 self._pipe = loading.load_pipeline(model, None)
+            self._encoding.enter_context(encode_once(self._pipe))
             self._model, self._told = model, editing.describe_model(self._pipe, model)
             facts_of.cache_clear()  # a download has a commit
 
@@ -161,9 +167,7 @@ class PictureEditor(Editor):
     def _files(self, ready: Prepared, result: PIL.Image.Image, place: int, batch: int) -> dict[str, bytes]:
         told = maps.describe(ready.request)
         settings = told | editing.describe_edit(ready.asked, ready.pictures) | self._told
-        settings |= {"seed": ready.row.params["seed"]}
-        if batch > 1:
-            settings["batch"] = {"size": batch, "place": place}
+        settings |= {"seed": ready.row.params["seed"]} | editing.describe_place(batch, place)
         files = {IMAGES: editing.encode_png(result, settings, editing.kept_of(ready.pictures.image.pixels))}
         if self.with_maps:
             files[MAPS] = editing.encode_png(maps.as_png(ready.keep), told)

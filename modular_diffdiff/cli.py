@@ -203,6 +203,7 @@ def edit(
         int,
         typer.Option(min=1, max=MAX_COUNT, metavar="N", help="How many pictures to make, with consecutive seeds."),
     ] = 1,
+    batch_size: options.BatchSize = 1,
     batch_guidance: options.BatchGuidance = False,
     device: options.Device = None,
     dtype: options.DType = None,
@@ -248,19 +249,25 @@ def edit(
         if seed is None:
             seed = secrets.randbelow(options.MAX_SEED + 2 - count)
         out = out or Path(f"{Path(editing.file_name(image)).stem}-edit.png")
-        paths = {seed: out} if count == 1 else {n: out.with_stem(f"{out.stem}-{n}") for n in range(seed, seed + count)}
+        seeds = range(seed, seed + count)
+        paths = {seed: out} if count == 1 else {n: out.with_stem(f"{out.stem}-{n}") for n in seeds}
         editing.check_outputs(list(paths.values()), overwrite)
         chosen, asked = asking.ask_edit(prompt, ctx.params)
         pictures, request = asking.ask_pictures(change_map, ctx.params)
         with editing.quiet_libraries():
+            from .encodings import encode_once
+
             pipe, chosen, asked, keep = _load(chosen, asked, pictures, request)
             settings = maps.describe(request) | editing.describe_run(pipe, chosen, asked, pictures)
-            for n, path in paths.items():
-                result = editing.run_edit(pipe, asked, pictures, keep, n)
-                editing.write_png(
-                    result, path, overwrite, settings | {"seed": n}, editing.kept_of(pictures.image.pixels)
-                )
-                typer.echo(f"{_printable(path)} (seed {n}, {chosen.title})")
+            kept = editing.kept_of(pictures.image.pixels)
+            with encode_once(pipe):
+                for start in range(0, count, batch_size):
+                    together = seeds[start : start + batch_size]
+                    results = editing.run_edits(pipe, asked, pictures, keep, together)
+                    for place, (n, result) in enumerate(zip(together, results, strict=True)):
+                        told = settings | {"seed": n} | editing.describe_place(len(together), place)
+                        editing.write_png(result, paths[n], overwrite, told, kept)
+                        typer.echo(f"{_printable(paths[n])} (seed {n}, {chosen.title})")
 
 
 def _with_options_of(command: Callable, **changed: Any) -> Callable[[Callable], Callable]:

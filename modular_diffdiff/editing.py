@@ -16,7 +16,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -456,8 +456,8 @@ def warn_of_long_texts(pipe, edit: Edit) -> None:
             _warn(f"{argument} has {len(tokens)} tokens, and the model reads {limit}: it does not see {lost!r}.")
 
 
-def run_edit(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) -> PIL.Image.Image:
-    """One edited picture, of the image's size or the model's own.
+def run_edits(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seeds: Sequence[int]) -> list[PIL.Image.Image]:
+    """An edited picture for each seed, of the image's size or the model's own, all from one call of the pipeline.
 
     Args:
         keep: (H, W) floats in [0, 1], the change map.
@@ -466,8 +466,14 @@ def run_edit(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) 
         UserError: If a block refuses an input, with the block's message.
         FloatingPointError: If the model answers with NaN or infinity.
     """
+    import torch
+
+    inputs = inputs_of(pipe, edit, pictures, keep, seeds[0])
+    if len(seeds) > 1:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        inputs |= {"generator": generators, "num_images_per_prompt": len(seeds)}
     with spoken(pictures.titles()):
-        return pipe(**inputs_of(pipe, edit, pictures, keep, seed), output="images")[0]
+        return pipe(**inputs, output="images")
 
 
 def inputs_of(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) -> dict[str, Any]:
@@ -532,6 +538,16 @@ def describe_edit(edit: Edit, pictures: Pictures) -> dict[str, Any]:
         **{field.name: None for field in fields(pictures)},
         **{name: describe_picture(picture) for name, picture in given.items()},
     }
+
+
+def describe_place(size: int, place: int) -> dict[str, Any]:
+    """That an edit shared a call with others, which decides bits; nothing of one alone.
+
+    Args:
+        size: How many edits shared it.
+        place: Of this one, from 0.
+    """
+    return {"batch": {"size": size, "place": place}} if size > 1 else {}
 
 
 def describe_model(pipe, model: Model) -> dict[str, Any]:

@@ -31,7 +31,7 @@ OF_THE_JOB = (
     *(name for name, option in OPTIONS.items() if set(option.opts) & set(maps.OPTIONS.values())),
 )
 # Of one command line: its files, and MAP and PROMPT, which are one parameter of it and two columns.
-OF_A_COMMAND = ("count", "out", "overwrite", "map_and_prompt")
+OF_A_COMMAND = ("count", "batch_size", "out", "overwrite", "map_and_prompt")
 # What a row has, by column.
 COLUMNS = {name: option for name, option in OPTIONS.items() if name not in (*OF_THE_JOB, *OF_A_COMMAND)}
 TITLES = {"map": "MAP", **asking.PICTURES}

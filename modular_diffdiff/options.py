@@ -135,6 +135,16 @@ Offload = Annotated[
         "a smaller accelerator.",
     ),
 ]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=1000,
+        metavar="N",
+        help="How many pictures of --count may share a call of the model. That is faster, and changes pixels by 1/255 "
+        "at most.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.ImageFilter
 import typer
 
-from . import asking, cli, editing, fans, loading, maps, options
+from . import asking, cli, editing, encodings, fans, loading, maps, options
 from .blocks.diffdiff_preview import draw_preview
 from .still_life.scene import Item, Scene, masks, render
 
@@ -222,12 +222,13 @@ class Studio:
         seeds = range(params["seed"], params["seed"] + params["count"])
         if seeds[-1] > options.MAX_SEED:
             raise loading.UserError(f"The largest seed is {options.MAX_SEED:,}; use a smaller one.")
-        for seed in seeds:
-            with editing.spoken(pictures.titles()):
-                result = pipe(**inputs(seed), output="images")[0]
-            path = change_map.with_name(f"{Path(photo.name).stem}-edit-{seed}.png")
-            editing.write_png(result, path, False, settings | {"seed": seed}, editing.kept_of(photo.pixels))
-            yield path, command_line(params, photo.name, change_map.name, prompt, seed)
+        with encodings.encode_once(pipe):
+            for seed in seeds:
+                with editing.spoken(pictures.titles()):
+                    result = pipe(**inputs(seed), output="images")[0]
+                path = change_map.with_name(f"{Path(photo.name).stem}-edit-{seed}.png")
+                editing.write_png(result, path, False, settings | {"seed": seed}, editing.kept_of(photo.pixels))
+                yield path, command_line(params, photo.name, change_map.name, prompt, seed)
 
     def fan(
         self, photo: editing.Picture, change_map: Path, prompt: str, params: dict[str, Any], on_step: OnStep = None

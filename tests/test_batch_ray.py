@@ -1,5 +1,6 @@
 """Batches on Ray, and the same real edits on both engines. One small cluster stands for all of this file."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -88,7 +89,8 @@ def edit_alone(row: dict, path: str) -> None:
     assert ended.exit_code == 0, ended.output
 
 
-def test_eight_real_edits_are_those_of_edit_byte_for_byte_on_both_engines():
+def test_eight_real_edits_are_those_of_edit_byte_for_byte_on_both_engines(monkeypatch):
+    monkeypatch.setattr(loading, "load_pipeline", functools.cache(loading.load_pipeline))  # for `edit_alone`
     save(Scene("apple", "red", "striped", light=0.3), "apple.png")
     save(Scene("lemon", "yellow", "checked", light=0.4), "lemon.png", 72)
     Image.linear_gradient("L").resize((64, 64)).save("ramp.png")

@@ -15,12 +15,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image, ImageCms, ImageFont
 from safetensors.torch import save_file
@@ -298,6 +299,25 @@ def test_each_of_several_outputs_is_what_its_seed_gives_alone(edit):
     np.testing.assert_array_equal(pixels("many-6.png"), pixels("alone.png"))
     assert settings("many-6.png") == settings("alone.png")
     assert (pixels("many-5.png") != pixels("alone.png")).any()
+
+
+STEERED = ("--control-image", "photo.png", "--controlnet", "controlnet", "--crop", 2, "--guidance-scale", 3)
+
+
+@pytest.mark.parametrize("options", [(), STEERED], ids=["plain", "steered"])
+def test_seeds_share_a_call_and_the_png_says_so(edit, controlnet, options):
+    controlnet.save_pretrained("controlnet")
+    forward = UNet2DConditionModel.forward
+    with mock.patch.object(UNet2DConditionModel, "forward", autospec=True, side_effect=forward) as unet:
+        edit("--count", 3, "--batch-size", 2, "--seed", 5, "--out", "many.png", *options)
+        together = unet.call_count
+        for n in (5, 6, 7):
+            edit("--seed", n, "--out", f"alone-{n}.png", *options)
+    assert 3 * together == 2 * (unet.call_count - together)
+    for n, batch in ((5, {"batch": {"size": 2, "place": 0}}), (6, {"batch": {"size": 2, "place": 1}}), (7, {})):
+        many, alone = f"many-{n}.png", f"alone-{n}.png"
+        assert settings(many) == settings(alone) | batch
+        assert abs(pixels(many).astype(int) - pixels(alone)).max() <= (1 if batch else 0)
 
 
 @pytest.mark.parametrize(
@@ -897,9 +917,9 @@ def test_no_output_is_made_where_one_of_them_exists(edit):
 def test_a_file_that_appears_during_the_run_is_kept(edit, monkeypatch):
     def run_slowly(*_):
         Path("a.png").write_bytes(b"mine")
-        return picture()
+        return [picture()]
 
-    monkeypatch.setattr(editing, "run_edit", run_slowly)
+    monkeypatch.setattr(editing, "run_edits", run_slowly)
     edit("--out", "a.png", code=2)
     assert Path("a.png").read_bytes() == b"mine"
 

@@ -8,7 +8,7 @@ from diffusers import ComponentsManager, StableDiffusionXLPipeline
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.utils.torch_utils import TorchDeviceBackend
 
-from modular_diffdiff import TEXT2IMAGE_BLOCKS, SDXLDiffDiffAutoBlocks, loading
+from modular_diffdiff import TEXT2IMAGE_BLOCKS, SDXLDiffDiffAutoBlocks, encode_once, loading
 
 from .helpers import diffdiff, picture, seeded
 
@@ -156,6 +156,20 @@ def test_a_segmenter_comes_in_for_the_words_and_makes_room_for_the_rest(tiny, se
     assert list(dict.fromkeys(arrivals)) == ["text_segmenter", "text_encoder", "text_encoder_2", "vae", "unet"]
     assert ("out", "text_segmenter") in accelerator.moves
     assert accelerator.fullest <= accelerator.capacity
+
+
+def test_an_encoder_that_remembers_stays_away(tiny, accelerator):
+    manager = ComponentsManager()
+    pipe = managed(manager, tiny, "sdxl")
+    manager.enable_auto_cpu_offload(device=accelerator.device, memory_reserve_margin="0MB")
+    try:
+        with encode_once(pipe):
+            run(pipe)
+            accelerator.moves.clear()
+            run(pipe)
+    finally:
+        manager.disable_auto_cpu_offload()
+    assert {name for way, name in accelerator.moves if way == "in"} <= {"unet", "vae"}
 
 
 def test_our_blocks_move_no_model(tiny, accelerator):

@@ -15,7 +15,7 @@ from modular_diffdiff.still_life.scene import Scene, masks, render
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'gradio>=6.31'")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser needs playwright: pip install playwright")
 
-from .browser import CHROMIUM, Visitor, served, wait_for  # noqa: E402
+from .browser import CHROMIUM, PATIENCE, Visitor, served, wait_for  # noqa: E402
 
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium")
@@ -128,7 +128,8 @@ def test_a_sitting(visitor, folder):
         visitor.tell(label, value)
     visitor.upload(made, "dropped")
     told = {"What to show there": PROMPT, "Seed": "7", "Feather (px)": "3", "Steps": "6", TEXT: "the apple"}
-    wait_for(lambda: {label: visitor.field(label).input_value() for label in told} == told, visitor.tab)
+    for label, value in told.items():
+        playwright.expect(visitor.field(label)).to_have_value(value, timeout=1000 * PATIENCE)
 
     # The result becomes the photo, and what was painted stays.
     with visitor.waits("preview", "edit further"):

@@ -42,7 +42,7 @@ ELSEWHERE = {
 }
 
 
-# Our own commands, one after the other, in one process: each would import torch again.
+# Our own commands, one after the other, in the process of the Python code: each would import torch again.
 OURS = """
 import sys
 from importlib.metadata import entry_points
@@ -87,13 +87,11 @@ def test_every_block_runs_as_it_is_pasted(hub, folder, page, monkeypatch):
     monkeypatch.setitem(hub.repositories, "ada/diffdiff-sdxl", hub.repositories[publishing.BLOCKS_REPO])
     code = blocks_of(page, "python")
     assert code
-    run_python("\n".join(code), hub, folder)
-    if page in EDITED:
-        check_half(folder / "photo.png", folder / EDITED[page])
     commands = [shlex.split(command) for command in commands_of(page)]
     ours = [command for command in commands if command[0] == "modular-diffdiff"]
-    if ours:
-        run_python(OURS.format(commands=ours), hub, folder)
+    run_python("\n".join([*code, OURS.format(commands=ours)]), hub, folder)
+    if page in EDITED:
+        check_half(folder / "photo.png", folder / EDITED[page])
     for command in commands:
         if command not in ours:
             run_command(command, hub, folder)

@@ -68,10 +68,10 @@ def test_what_is_left_out_does_no_image_to_image_upstream_either(tiny, name, err
 @pytest.mark.parametrize("name", SDXL)
 def test_timesteps_that_repeat_are_run_as_image_to_image_runs_them(tiny, name, keep):
     pipes = [
-        make_pipe(tiny, scheduler=make(name, num_train_timesteps=10), guidance_scale=1.0)
+        make_pipe(tiny, scheduler=make(name, num_train_timesteps=5), guidance_scale=1.0)
         for make_pipe in (image_to_image, diffdiff)
     ]
-    more = {"num_inference_steps": 25, "image": picture(16, 16)}
+    more = {"num_inference_steps": 12, "image": picture(16, 16)}
     try:
         upstream = run(pipes[0], strength=1 - keep, **more).latents
     except ValueError as error:  # some take no more steps
@@ -97,7 +97,7 @@ NO_SAMPLE_PREDICTION = {
 }
 BASE = {"steps": 4, "dtype": torch.float32, "config": {}}
 AXES = {
-    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 4, 8, 50)},
+    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 4, 8, 20)},
     **{spacing: {"config": {"timestep_spacing": spacing}} for spacing in ("leading", "linspace", "trailing")},
     **{sigmas: {"config": {f"use_{sigmas}_sigmas": True}} for sigmas in ("karras", "exponential", "beta")},
     **{kind: {"config": {"prediction_type": kind}} for kind in ("v_prediction", "sample")},

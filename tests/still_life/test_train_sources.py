@@ -113,7 +113,7 @@ def test_boxes_are_off_by_no_more_than_their_share_of_a_side(objects):
         boxes = train_sources.box_in(wanted, rng)["input_boxes"]
         assert boxes.shape == (*wanted.shape[:2], 4)
         for thing, box in zip(wanted.flatten(0, 1), boxes.flatten(0, 1), strict=True):
-            inside = [(x, y) for y in range(64) for x in range(64) if thing[y, x] > 0.5]
+            inside = np.argwhere(thing.numpy() > 0.5)[:, ::-1]
             first, last = np.min(inside, 0), np.max(inside, 0) + 1
             off = (box.numpy() - [*first, *last]) / np.tile(last - first, 2)
             assert 0 <= box.min() <= box.max() <= 64
