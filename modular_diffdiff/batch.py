@@ -109,7 +109,11 @@ def run_batch(
     job = Job(Manifest(Path(manifest).absolute(), defaults), Ledger(Path(out).absolute()), editor, batch_size, kinds)
     job.ledger.open()
     with job.ledger.locked():
-        return _run(job, _make_engine(engine, job, workers, timeout), (retry_errors, limit), on_progress)
+        try:
+            return _run(job, _make_engine(engine, job, workers, timeout), (retry_errors, limit), on_progress)
+        except UserError:
+            job.ledger.discard()
+            raise
 
 
 def _make_engine(name: str, job: Job, workers: int | None, timeout: float):

@@ -24,13 +24,14 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .loading import UserError
 
 
+LOCK = ".lock"
 ATTEMPTS = 3
 BEGUN, DONE, FAILED = "begun", "done", "failed"
 IMAGES, MAPS = "images", "maps"
@@ -100,12 +101,21 @@ class Ledger:
         from filelock import FileLock, Timeout
 
         try:
-            with FileLock(self._states / ".lock", timeout=0):
+            with FileLock(self._states / LOCK, timeout=0):
                 for partial in self._partials.iterdir():  # of workers that were killed
                     partial.unlink(missing_ok=True)
                 yield
         except Timeout as error:
             raise UserError(f"--out {str(self.folder)!r} is another command's that runs now.") from error
+
+    def discard(self) -> None:
+        """Removes the folder again if no row has begun, for the one that has it locked."""
+        if not set(os.listdir(self._states)) <= {self._partials.name, LOCK}:
+            return
+        (self._states / LOCK).unlink()
+        for folder in (self._partials, self._states, self.folder):
+            with suppress(OSError):  # it holds other files
+                folder.rmdir()
 
     @property
     def _states(self) -> Path:

@@ -68,6 +68,33 @@ FAN_REFUSED = {
     "--count": ("2",),
     "--out": ("there.png", "a.jpg", "nowhere/a.png"),
 }
+# A batch: the options of `edit` are tried there, but that each row has its own count and files.
+BATCH = ("batch", "rows.jsonl", "--out", "done")
+BATCH_REFUSED = {
+    "--engine": ("", "slurm", "Ray"),
+    "--workers": ("0", "-1", "x", ""),
+    "--batch-size": ("0", "1001", "x"),
+    "--limit": ("0", "-1", "x"),
+    "--timeout": ("0", "-1", "x"),
+    "--levels": ("1",),
+    "--count": ("2",),
+    "--out": ("", "photo.png", "photo.png/done", "a-list", "/proc/done"),
+}
+GOOD = {"id": "a", "image": "photo.png", "map": "map.png", "prompt": "a pear"}
+# Manifests with a mistake, and what is said of it.
+MANIFESTS = {
+    "unknown.jsonl": (json.dumps(GOOD | {"colour": "red"}), "colour"),
+    "twice.jsonl": (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}", "Row 2"),
+    "leaves.jsonl": (json.dumps(GOOD | {"id": "../a"}), "Row 1"),
+    "no-photo.jsonl": (json.dumps(GOOD | {"image": "nowhere.png"}), "nowhere.png"),
+    "no-map.jsonl": (json.dumps(GOOD | {"map": None}), "nothing says what may change"),
+    "a-list.jsonl": ("[1, 2]", "Row 1"),
+    "no-json.jsonl": ("{", "Row 1"),
+    "empty.jsonl": ("", "empty.jsonl"),
+    "no-columns.csv": ("\n", "no-columns.csv"),
+    "no-parquet.parquet": ("id", "no-parquet.parquet"),
+    "rows.txt": ("a", "rows.txt"),
+}
 BAR = re.compile(r"it/s\]|s/it\]|\d+%\|")
 PYTHON = re.compile(r"Traceback| at 0x[0-9a-f]+|<[\w.]+(?: object|class)|PIL\.Image|image\.convert")
 
@@ -238,6 +265,9 @@ def make_files() -> None:
     Path("broken-link.png").symlink_to("nowhere.png")
     Path("looping-link.png").symlink_to("looping-link.png")
     Path("there.png").write_bytes(b"there before")
+    Path("rows.jsonl").write_text(json.dumps(GOOD))
+    for name, (text, _) in MANIFESTS.items():
+        Path(name).write_text(text)
     for name, files in MODELS.items():
         Path(name).mkdir()
         for file, text in files.items():
@@ -289,7 +319,8 @@ TAKEN = (
     *(("--strength", "0"), ("--strength", "1"), ("--strength", "1e-30"), ("--strength", "0.5"), ("--invert-map",)),
     *(("--overlay",), ("--crop", "0"), ("--crop", "1"), ("--crop", "65536"), ("--crop", "3", "--overlay")),
     ("--batch-guidance",),
-    *(("--count", "2"), ("--count", "2", "--seed", "4294967294"), ("--dtype", "float32"), ("--device", "cpu")),
+    *(("--count", "2"), ("--count", "3", "--batch-size", "2"), ("--count", "2", "--seed", "4294967294")),
+    *(("--dtype", "float32"), ("--device", "cpu")),
     *(("--negative", ""), ("--negative", "a red apple"), ("--model", "still-life"), ("--model", "still-life-flow")),
     ("--model", "still-life-flow", "--crop", "2", "--overlay"),
     ("--model", "still-life-flow", "--batch-guidance", "--negative", "a red apple"),
@@ -306,6 +337,7 @@ REFUSED = {
     "--strength": ("-0.1", "1.1", "nan", "inf", "x", ""),
     "--seed": ("-1", "4294967296", "1.5", "x", "", "9" * 40),
     "--count": ("0", "-1", "x", "1000000000"),
+    "--batch-size": ("0", "-1", "x", "1001"),
     "--crop": ("-1", "1.5", "x", "65537"),
     "--dtype": ("int8", "", "Float32"),
     "--device": ("abacus", "", "cuda:99", "cpu:x", os.fsdecode(b"\xff"), "meta"),
@@ -382,6 +414,20 @@ def option_rows() -> Iterator[Row]:
         yield Row(arguments)
 
 
+def batch_rows() -> Iterator[Row]:
+    for option, values in BATCH_REFUSED.items():
+        for value in values:
+            yield Row((*BATCH, option, value), 2, option)
+        yield Row((*BATCH, option), 2, option)
+    yield Row((*BATCH, "--overwrite"), 2, "--overwrite")
+    for name, (_, said) in MANIFESTS.items():
+        yield Row(("batch", name, "--out", "done"), 2, said)
+    for name in ("nowhere.jsonl", "folder", "", "-"):
+        yield Row(("batch", name, "--out", "done"), 2, "MANIFEST")
+    yield Row(("batch", "rows.jsonl"), 2, "--out")
+    yield Row(("batch", "-h"))
+
+
 # Models
 
 PIPELINE = {"_class_name": "StableDiffusionXLPipeline"}
@@ -431,7 +477,7 @@ def model_rows() -> Iterator[Row]:
 
 
 def rows() -> list[Row]:
-    return [*picture_rows(), *option_rows(), *model_rows()]
+    return [*picture_rows(), *option_rows(), *batch_rows(), *model_rows()]
 
 
 # Running them

@@ -21,6 +21,7 @@ from modular_diffdiff.manifest import OPTIONS, Manifest, ManifestError
 
 from . import batches
 from .batches import edits, run, start, statuses, table, wait_for_edits, write
+from .clients import files_in
 from .noop import content
 
 
@@ -333,6 +334,16 @@ def test_everything_wrong_with_a_manifest_is_said_at_once_before_anything_is_mad
     for number, ((_, expected), line) in enumerate(zip([*MISTAKES, (None, "it is not JSON")], said, strict=True), 2):
         assert line.startswith(f"Row {number}: "), line
         assert expected in line
+
+
+def test_a_manifest_that_is_refused_leaves_an_earlier_batch_as_it_was():
+    write(2)
+    run()
+    before = {name: path.read_bytes() for name, path in files_in("out").items()}
+    write([{"id": "../x"}])
+    with pytest.raises(ManifestError):
+        run()
+    assert {name: path.read_bytes() for name, path in files_in("out").items()} == before
 
 
 def test_many_mistakes_are_counted():

@@ -1171,7 +1171,7 @@ def test_the_libraries_speak_again_after_a_run(edit):
 
 
 def test_the_demo_writes_a_sheet_and_pictures_to_try_and_says_where(run, folder, monkeypatch):
-    monkeypatch.setattr(demo, "STEPS", 6)
+    monkeypatch.setattr(demo, "STEPS", 4)
     before = (folder / "photo.png").read_bytes()
     assert "'photo.png' exists" in the_line_of(run("demo", code=2))
     assert (folder / "photo.png").read_bytes() == before

@@ -7,7 +7,8 @@ from modular_diffdiff import loading
 from . import command_lines
 
 
-REFUSED = [row for row in (*command_lines.picture_rows(), *command_lines.option_rows()) if row.code == 2]
+ROWS = (*command_lines.picture_rows(), *command_lines.option_rows(), *command_lines.batch_rows())
+REFUSED = [row for row in ROWS if row.code == 2]
 
 
 @pytest.fixture(scope="module")
