@@ -19,7 +19,7 @@ from diffusers import ClassifierFreeGuidance, StableDiffusionXLPipeline
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from PIL import Image
 
-from modular_diffdiff import IMAGE2IMAGE_BLOCKS, SDXLDiffDiffBlocks
+from modular_diffdiff import IMAGE2IMAGE_BLOCKS, SDXLDiffDiffBlocks, encode_once
 from modular_diffdiff.demo import keep_left
 from modular_diffdiff.still_life import CHECKPOINT, GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import SIZE, Scene, render
@@ -183,6 +183,32 @@ def edits(community_path: Path) -> Iterator[str]:
     yield row("(image-to-image of 25 steps, guidance off, against the community pipeline)", *measured)
 
 
+def four_seeds() -> Iterator[str]:
+    """Rows of four edits of one picture that share something, against the same one after the other."""
+    pipe = make(SDXLDiffDiffBlocks(), GUIDANCE_SCALE)
+    fixed = {"prompt": PROMPT, "negative_prompt": "a cup", "image": IMAGE, "diffdiff_map": BLACK}
+
+    def seeded(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def alone(steps: int) -> None:
+        for seed in range(4):
+            pipe(**fixed, num_inference_steps=steps, generator=seeded(seed))
+
+    def encoded_once(steps: int) -> None:
+        with encode_once(pipe):
+            alone(steps)
+
+    def in_one_call(steps: int) -> None:
+        generators = [seeded(seed) for seed in range(4)]
+        pipe(**fixed, num_inference_steps=steps, generator=generators, num_images_per_prompt=4)
+
+    for run, how in ((encoded_once, "encoded once"), (in_one_call, "in one call")):
+        for steps in (4, 25):
+            measured = ratio(lambda each, steps=steps: edit_time(each, steps), run, alone)
+            yield row(f"four seeds of {steps} steps, guidance on, {how}, against one after the other", *measured)
+
+
 def row(name: str, one: float, other: float, times: float) -> str:
     unit, per_second = ("ms", 1e3) if one < 0.2 else ("s", 1)
     digits = 1 if unit == "ms" else 2
@@ -204,6 +230,7 @@ def report(community_path: Path | None) -> list[str]:
     if community_path is not None:
         lines += edits(community_path)
         rivals["the community pipeline"] = community(community_path)
+    lines += four_seeds()
     lines += ["", "| alive in the loop | 10 steps | 50 steps | 1,000 steps |", "|---|---|---|---|"]
     for name, run in {"ours": plain, **rivals}.items():
         sizes = " | ".join(f"{loop_memory(run, steps):.2f} MB" for steps in (10, 50, 1000))
