@@ -2,7 +2,7 @@
 
     python -m benchmarks.batches [speed | ceiling | cluster | killed [NUMBER ...]]
 
-A part prints its section of `BATCHES.md` and writes it there; without a name, all of them run. With other numbers than
+A part prints its section of `RESULTS.md` and writes it there; without a name, all of them run. With other numbers than
 its function has, it is a trial, which is not written.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
-import itertools
 import json
 import os
 import platform
@@ -39,9 +38,10 @@ from modular_diffdiff.still_life import CHECKPOINT, GUIDANCE_SCALE
 from modular_diffdiff.still_life.scene import BACKGROUNDS, COLOURS, SIZE, Scene, render
 from tests.noop import NoOp
 
+from .cost import RESULTS
+from .measure import put_section
 
-RESULTS = Path(__file__).parent / "BATCHES.md"
-HEAD = "# Batches\n\nMeasured by `python -m benchmarks.batches`. [How to run them](../docs/batches.md).\n"
+
 STEPS = 4
 PROMPT = "a green pear on a striped background"
 
@@ -248,34 +248,25 @@ def edit_alone(row: dict[str, Any], folder: Path) -> bytes:
 
 
 PARTS = {
-    "speed": ("Beside a plain loop", speed),
-    "ceiling": ("The ceiling", ceiling),
-    "cluster": ("A machine dies", cluster),
-    "killed": ("Killed five times", killed),
+    "speed": ("A batch beside a plain loop", speed),
+    "ceiling": ("A batch that edits nothing", ceiling),
+    "cluster": ("A batch on a cluster, and a machine that dies", cluster),
+    "killed": ("A batch that is killed five times", killed),
 }
 
 
-def write_section(title: str, lines: list[str]) -> None:
-    """Puts a section into the page, in the place of what it measured before."""
-    page = RESULTS.read_text() if RESULTS.exists() else HEAD
-    parts = re.split(r"^## ", page, flags=re.MULTILINE)
-    sections = {part.partition("\n")[0]: part.partition("\n")[2].strip() for part in parts[1:]}
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray"))
-    where = f"On a CPU ({platform.machine()}, {os.cpu_count()} cores); {packages}."
-    sections[title] = "\n".join([*lines, "", where])
-    ordered = [(name, sections[name]) for name, _ in PARTS.values() if name in sections]
-    RESULTS.write_text(parts[0].strip() + "\n" + "".join(f"\n## {name}\n\n{text}\n" for name, text in ordered))
-
-
 def main(name: str | None = None, *numbers: str) -> None:
-    for title, measure in [PARTS[name]] if name else PARTS.values():
-        lines = []
+    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers", "ray"))
+    where = f"a CPU ({platform.machine()}, {os.cpu_count()} cores); {packages}"
+    for part in [name] if name else PARTS:
+        title, measure = PARTS[part]
+        lines = [f"Measured by `python -m benchmarks.batches {part}` on {where}.", ""]
         print(f"## {title}\n")
-        for line in itertools.chain(measure(*map(int, numbers)), [""]):
+        for line in measure(*map(int, numbers)):
             print(line, flush=True)
             lines.append(line)
         if not numbers:
-            write_section(title, lines)
+            put_section(RESULTS, title, lines)
 
 
 if __name__ == "__main__":
