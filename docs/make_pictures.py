@@ -45,6 +45,22 @@ def proof() -> Image.Image:
     return demo.draw_sheet([("“a green pear”, in 4 steps", [*first, *tiles])])
 
 
+def few_steps() -> Image.Image:
+    """The same edit in 2, 4 and 8 steps, by the paper's algorithm and by ours."""
+    pipes = {
+        "the paper's algorithm": exactness.make_pipeline(False, exactness.FLOW_MODEL),
+        "modular-diffdiff": exactness.make_pipeline(True, exactness.FLOW_MODEL),
+    }
+    rows = []
+    for steps in (2, 4, 8):
+        tiles = [(Image.fromarray(render(exactness.SCENE)), "original")]
+        for caption, pipe in pipes.items():
+            state = exactness.run(pipe, demo.keep_left(1 / 2), steps=steps, count=1)
+            tiles.append((state.images[0], caption))
+        rows.append((f"{steps} steps", tiles))
+    return demo.draw_sheet(rows)
+
+
 def words() -> Image.Image:
     """An original, what words name in it, and two edits."""
     row = demo.row_of_two()
@@ -114,6 +130,7 @@ def main() -> None:
     with editing.quiet_libraries():
         demo.make_sheet().save(CARD / "demo.png", optimize=True)
         proof().save(CARD / "proof.png", optimize=True)
+        few_steps().save(FOLDER / "few-steps.png", optimize=True)
         words().save(FOLDER / "words.png", optimize=True)
         polarity().save(CARD / "polarity.png", optimize=True)
         repeated().save(FOLDER / "repeated.png", optimize=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from . import editing, loading, maps
+from . import editing, few_steps, loading, maps
 
 
 MAX_SCALE = 1000  # far beyond what models are used with
@@ -94,11 +94,24 @@ def settle(
 def settle_model(model: loading.Model, asked: editing.Edit) -> tuple[loading.Model, editing.Edit]:
     """The same, pictures aside."""
     model = loading.choose_device(loading.find_family(model))
-    if asked.guidance_scale is None:
-        asked = replace(asked, guidance_scale=loading.default_guidance_scale(model))
+    if asked.steps is None or asked.guidance_scale is None:
+        steps, guidance_scale = loading.suggest(model)
+        asked = replace(asked, steps=steps if asked.steps is None else asked.steps)
+        asked = replace(asked, guidance_scale=guidance_scale if asked.guidance_scale is None else asked.guidance_scale)
     editing.check_family(model, asked)
     loading.check_steering(model, asked.control_mode)
     return model, asked
+
+
+def tell_recipe(model: loading.Model, asked: editing.Edit, settled: editing.Edit) -> str | None:
+    """What was filled in because a model is distilled to few steps, and why; None if nothing was."""
+    recipe = few_steps.find(model)
+    if recipe is None:
+        return None
+    taken = [] if asked.steps else [f"{settled.steps} steps"]
+    taken += ["no guidance"] if asked.guidance_scale is None and settled.guidance_scale == 1 else []
+    taken += [recipe.scheduler] if recipe.scheduler else []
+    return f"Takes {', '.join(taken)}: {recipe.known_by}." if taken else None
 
 
 def strengths(given: str) -> tuple[float, ...]:

@@ -177,9 +177,9 @@ class PictureEditor(Editor):
 def _settle(row: Row) -> tuple[loading.Model, editing.Edit]:
     """The model and the edit of a row, with what is left open filled in; what many rows share is looked up once."""
     model, asked = asking.ask_edit(row.prompt, row.params)
-    own = {"prompt": "", "negative_prompt": asked.negative_prompt and "", "steps": 1, "strength": 1.0, "softness": 0.0}
+    own = {"prompt": "", "negative_prompt": asked.negative_prompt and "", "strength": 1.0, "softness": 0.0}
     model, settled = _settle_model(model, replace(asked, **own))
-    return model, replace(asked, guidance_scale=settled.guidance_scale)
+    return model, replace(asked, steps=settled.steps, guidance_scale=settled.guidance_scale)
 
 
 _settle_model = functools.lru_cache(maxsize=1024)(asking.settle_model)

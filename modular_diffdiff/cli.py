@@ -148,7 +148,7 @@ def edit(
     ],
     negative: options.Negative = None,
     model: options.ModelName = loading.EMBEDDED,
-    steps: options.Steps = 25,
+    steps: options.Steps = None,
     guidance_scale: options.GuidanceScale = None,
     control_image: options.ControlImage = None,
     control_mode: options.ControlMode = None,
@@ -378,12 +378,14 @@ def _load(
     model: loading.Model, asked: editing.Edit, pictures: editing.Pictures, request: maps.Request
 ) -> tuple[Any, loading.Model, editing.Edit, np.ndarray]:
     """The pipeline, the model and the edit that are settled on, and the map, which is made first."""
-    model, asked = asking.settle(model, asked, pictures, request)
+    model, settled = asking.settle(model, asked, pictures, request)
+    if said := asking.tell_recipe(model, asked, settled):
+        typer.echo(said, err=True)
     loading.set_threads(model)
     keep = maps.make_map(request)
-    pipe = loading.load_pipeline(model, asked.guidance_scale)
-    editing.warn_of_long_texts(pipe, asked)
-    return pipe, model, asked, keep
+    pipe = loading.load_pipeline(model, settled.guidance_scale)
+    editing.warn_of_long_texts(pipe, settled)
+    return pipe, model, settled, keep
 
 
 @app.command("fan")
@@ -404,7 +406,7 @@ def make_fan(
     ] = "0.2,0.4,0.6,0.8,1.0",
     negative: options.Negative = None,
     model: options.ModelName = loading.EMBEDDED,
-    steps: options.Steps = 25,
+    steps: options.Steps = None,
     guidance_scale: options.GuidanceScale = None,
     control_image: options.ControlImage = None,
     control_mode: options.ControlMode = None,

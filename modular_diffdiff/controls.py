@@ -24,10 +24,13 @@ class Controls:
         of_map: Those that say what may change.
         depth: Those of its pairs, as `levels` and `limits`; `by_depth` says whether it counts.
         prompt: What the changed regions show, an argument of `edit`.
+
+    Args:
+        steps: How many suit the model.
     """
 
-    def __init__(self, steered_by: list[str]):
-        self.steered_by = steered_by
+    def __init__(self, steered_by: list[str], steps: int):
+        self.steered_by, self.steps = steered_by, steps
         self.params: dict[str, gr.Component] = {}
 
     def all(self) -> list[gr.Component]:
@@ -78,7 +81,7 @@ class Controls:
         with gr.Accordion("Settings", open=False, elem_classes="later"):
             add["negative"] = gr.Textbox(label="What not to show", max_length=2000)
             with gr.Row():
-                add["steps"] = gr.Slider(1, 100, 25, step=1, label="Steps")
+                add["steps"] = gr.Slider(1, 100, self.steps, step=1, label="Steps")
                 add["guidance_scale"] = gr.Number(label="Guidance (empty: the model's)", value=None, minimum=0)
             with gr.Row():
                 add["seed"] = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=options.MAX_SEED)

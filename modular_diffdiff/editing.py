@@ -120,8 +120,9 @@ class Edit:
     """What is asked of a model, but for the seed.
 
     Attributes:
+        steps: Of denoising. None for what suits the model, which `asking.settle` fills in.
         guidance_scale: Of classifier-free guidance, 1 turns it off; or the one that a model is distilled with. None for
-            the model's own.
+            the same, or the model's own.
         softness: How much of the original stays in what the map releases.
         strength: Turns the whole map down; 1 leaves it as it is.
         overlay: Whether the original's own pixels come back where the map fully keeps them.
@@ -134,7 +135,7 @@ class Edit:
 
     prompt: str
     negative_prompt: str | None
-    steps: int
+    steps: int | None
     guidance_scale: float | None
     softness: float = 0.0
     strength: float = 1.0

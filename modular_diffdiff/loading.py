@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import catalog
+from . import catalog, few_steps
 from .still_life import (
     CHECKPOINT,
     COMPANIONS,
@@ -300,10 +300,14 @@ def _ask_hub(option: str, location: str) -> None:
         raise OSError(f"{option} {location!r} is not in the cache, and the Hub cannot be reached: {error}") from error
 
 
-def default_guidance_scale(model: Model) -> float | None:
-    """The guidance scale that suits a checkpoint; None for what its own settings say."""
+def suggest(model: Model) -> tuple[int, float | None]:
+    """How many steps and which guidance scale suit a model whose family is known; None for the model's own scale."""
+    recipe = few_steps.find(model)
+    if recipe is not None:
+        has_guider = "guider" in catalog.FAMILIES[model.family].blocks_class().component_names
+        return recipe.steps, few_steps.NO_GUIDANCE if has_guider else None
     embedded = {EMBEDDED: GUIDANCE_SCALE, EMBEDDED_FLOW: FLOW_GUIDANCE_SCALE}
-    return embedded.get(model.model, 7.5 if model.family == "sdxl" else None)
+    return few_steps.STEPS, embedded.get(model.model, 7.5 if model.family == "sdxl" else None)
 
 
 def choose_device(model: Model) -> Model:
@@ -476,3 +480,13 @@ def _load_adapters(pipe, model: Model) -> None:
             pipe.load_lora_weights(source, subfolder=subfolder or None, weight_name=name)
             if not any(pipe.get_list_adapters().values()):
                 raise UserError(f"--lora {model.lora!r} has no weights for this model.")
+        _fit_scheduler(pipe, few_steps.of_lora(model.lora))
+
+
+def _fit_scheduler(pipe, recipe: few_steps.Recipe | None) -> None:
+    """Gives a pipeline the scheduler that its LoRA was distilled for."""
+    import diffusers
+
+    if recipe is not None and recipe.scheduler is not None:
+        kind = getattr(diffusers, recipe.scheduler)
+        pipe.update_components(scheduler=kind.from_config(pipe.scheduler.config, **recipe.config))

@@ -22,13 +22,21 @@ ModelName = Annotated[
         "comes with this package, an SDXL (still-life) or a Z-Image (still-life-flow).",
     ),
 ]
-Steps = Annotated[int, typer.Option(min=1, max=MAX_STEPS, metavar="N", help="Number of denoising steps.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MAX_STEPS,
+        metavar="N",
+        help="Number of denoising steps: by default 25, or as many as suit a model that is distilled to few.",
+    ),
+]
 GuidanceScale = Annotated[
     float | None,
     typer.Option(
         metavar="X",
         help="How closely to follow the prompt; 1 turns guidance off. By default 7.5 for SDXL, 2 for the embedded "
-        "models, and the model's own for the others.",
+        "models, 1 for models that are distilled to few steps, and the model's own for the others.",
     ),
 ]
 ControlImage = Annotated[

@@ -145,8 +145,8 @@ class Studio:
     load: Callable = field(default_factory=lambda: functools.lru_cache(maxsize=1)(loading.load_pipeline))
     load_map_model: Callable = field(default_factory=lambda: functools.lru_cache(maxsize=3)(loading.load_map_model))
 
-    def check(self) -> None:
-        """Looks for the models, as far as can be seen without loading them.
+    def find_model(self) -> loading.Model:
+        """The model, its family and device; all are looked for, as far as can be seen without loading them.
 
         Raises:
             UserError: If there is no such model, or no such device.
@@ -155,7 +155,7 @@ class Studio:
         names = [field.name for field in fields(loading.Model) if field.name in params]
         model = loading.Model(**{name: params[name] for name in names})
         loading.check_names(model)
-        loading.choose_device(loading.find_family(model))
+        return loading.choose_device(loading.find_family(model))
 
     def steered_by(self) -> list[str]:
         """The pictures that can steer the model, by the parameter."""

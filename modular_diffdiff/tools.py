@@ -88,8 +88,12 @@ class Tools:
         return self.work.make_map(image, image, change_map, params, {}, folder)
 
 
-def offer(work: studio.Studio, sessions: visitors.Sessions, on_device: Callable) -> None:
-    """Adds the functions to the page that is being drawn, where nobody sees them."""
+def offer(work: studio.Studio, sessions: visitors.Sessions, on_device: Callable, steps: int) -> None:
+    """Adds the functions to the page that is being drawn, where nobody sees them.
+
+    Args:
+        steps: How many suit the model.
+    """
     tools = Tools(work, sessions, on_device)
     with gr.Row(visible=False):
         takes = {
@@ -100,7 +104,7 @@ def offer(work: studio.Studio, sessions: visitors.Sessions, on_device: Callable)
             "grow": gr.Number(0, label="grow", minimum=-MAX_LENGTH, maximum=MAX_LENGTH),
             "feather": gr.Number(0, label="feather", minimum=0, maximum=MAX_LENGTH),
             "strength": gr.Slider(0, 1, 1, label="strength"),
-            "steps": gr.Slider(1, 100, 25, step=1, precision=0, label="steps"),
+            "steps": gr.Slider(1, 100, steps, step=1, precision=0, label="steps"),
             "seed": gr.Number(0, label="seed", precision=0, minimum=0, maximum=options.MAX_SEED),
         }
         made = gr.Image(label="made", format="png", type="filepath")

@@ -15,7 +15,7 @@ import gradio as gr
 import PIL.Image
 from starlette.middleware import Middleware
 
-from . import controls, editing, loading, looks, maps, serving, studio, tools, visitors
+from . import controls, editing, few_steps, loading, looks, maps, serving, studio, tools, visitors
 
 
 INTRO = """# Edit what you paint
@@ -31,9 +31,15 @@ class Visit:
         on_device: Wraps what runs on the accelerator, as `spaces.GPU` does.
     """
 
-    def __init__(self, work: studio.Studio, sessions: visitors.Sessions, on_device: Callable = lambda run: run):
+    def __init__(
+        self,
+        work: studio.Studio,
+        sessions: visitors.Sessions,
+        on_device: Callable = lambda run: run,
+        steps: int = few_steps.STEPS,
+    ):
         self.work, self.sessions, self.on_device = work, sessions, on_device
-        self.controls = controls.Controls(work.steered_by())
+        self.controls = controls.Controls(work.steered_by(), steps)
         self.files = [example.write(sessions.cache) for example in studio.EXAMPLES]
 
     # What is seen
@@ -250,15 +256,15 @@ def make_page(settings: dict[str, Any], on_device: Callable = lambda run: run) -
         UserError: If there is no such model, or no such device.
     """
     work = studio.Studio(settings)
-    work.check()
+    steps, _ = loading.suggest(work.find_model())
     sessions = visitors.Sessions()
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.cache)
-    visit = Visit(work, sessions, on_device)
+    visit = Visit(work, sessions, on_device, steps)
     with serving.Page(title="modular-diffdiff", analytics_enabled=False) as page:
         page.sessions = sessions
         visit.draw()
         visit.wire(page)
-        tools.offer(work, sessions, on_device)
+        tools.offer(work, sessions, on_device, steps)
     sessions.begin()
     return page.queue(max_size=serving.MAX_QUEUE, api_open=False)
 
