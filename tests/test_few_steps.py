@@ -1,4 +1,4 @@
-"""Models that are distilled to few steps: how `edit` knows one, and what it takes then unless something else is asked for."""
+"""Models distilled to few steps: how `edit` knows one, and what it takes then."""
 
 import json
 from pathlib import Path
