@@ -420,12 +420,16 @@ def batch_rows() -> Iterator[Row]:
             yield Row((*BATCH, option, value), 2, option)
         yield Row((*BATCH, option), 2, option)
     yield Row((*BATCH, "--overwrite"), 2, "--overwrite")
+    yield Row(("batch", "rows.jsonl"), 2, "--out")
+    yield Row(("batch", "-h"))
+
+
+def manifest_rows() -> Iterator[Row]:
+    """Each starts a worker."""
     for name, (_, said) in MANIFESTS.items():
         yield Row(("batch", name, "--out", "done"), 2, said)
     for name in ("nowhere.jsonl", "folder", "", "-"):
         yield Row(("batch", name, "--out", "done"), 2, "MANIFEST")
-    yield Row(("batch", "rows.jsonl"), 2, "--out")
-    yield Row(("batch", "-h"))
 
 
 # Models
@@ -477,7 +481,7 @@ def model_rows() -> Iterator[Row]:
 
 
 def rows() -> list[Row]:
-    return [*picture_rows(), *option_rows(), *batch_rows(), *model_rows()]
+    return [*picture_rows(), *option_rows(), *batch_rows(), *manifest_rows(), *model_rows()]
 
 
 # Running them

@@ -29,7 +29,7 @@ class NoOp(Editor):
         self.log, self.seconds, self.size = log, seconds, size
 
     def call_of(self, row):
-        return row.params["steps"]
+        return ("steps", row.params["steps"])
 
     def edit(self, rows):
         with self.log.open("a") as log:
