@@ -120,6 +120,7 @@ def speed(rows: int = 24, turns: int = 3) -> Iterator[str]:
         ways.append({"engine": "ray", "workers": 1})
     yield f"{rows} edits of the embedded model, {SIZE} x {SIZE} pixels, {STEPS} steps with guidance, a thread a worker."
     yield f"Medians of {turns} turns, without loading. Below 1, a batch is faster than a plain loop."
+    yield "All rows have one prompt, which a worker encodes once."
     yield from ("", "| | seconds an edit | of the loop's |", "|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         manifest, loop = write_manifest(Path(folder), rows), make_loop()
@@ -184,8 +185,8 @@ def cluster(rows: int = 400) -> Iterator[str]:
         del os.environ["RAY_ADDRESS"]
     done = collections.Counter(re.search(r"/(\w+):", row["worker"])[1] for row in table)
     yield f"{rows} rows of 0.1 s that edit nothing, on a Ray cluster of three nodes of two CPUs each, on this machine."
-    yield f"One of them was killed after a third of the rows: {progress.done} are done, {progress.failed} failed, in "
-    yield f"{seconds:.0f} s. Rows of each node: {', '.join(map(str, sorted(done.values())))}."
+    yield f"One of them was killed after a third of the rows: {progress.done} are done, {progress.failed} failed,"
+    yield f"in {seconds:.0f} s. Rows of each node: {', '.join(map(str, sorted(done.values())))}."
     assert progress.done == rows
     assert len(done) == 3
 
