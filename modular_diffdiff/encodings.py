@@ -29,12 +29,12 @@ def encode_once(pipe) -> Iterator[None]:
     Args:
         pipe: A `ModularPipeline` whose components are loaded.
     """
-    encoders = [
+    encoders = {  # a set, as one part can have two names
         (part, method)
         for name, part in pipe.components.items()
         for start, method in METHODS.items()
         if name.startswith(start) and isinstance(part, torch.nn.Module)
-    ]
+    }
     before = [vars(part).get(method) for part, method in encoders]  # offload puts its own there
     for part, method in encoders:
         setattr(part, method, _Remembering(getattr(part, method)))
