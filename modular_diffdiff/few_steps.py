@@ -80,20 +80,19 @@ def _named(location: str, recipes: dict[str, Recipe]) -> Recipe | None:
 
 def _configured(location: str, family: str) -> Recipe | None:
     """What the files of a checkpoint say."""
-    kind = _config(location, "scheduler").get("_class_name")
+    kind = _config(location, "scheduler", "LCMScheduler").get("_class_name")
     if kind in SCHEDULERS:
         return Recipe(4, known_by=f"its scheduler is {kind}")
-    if family == "flux" and _config(location, "transformer").get("guidance_embeds") is False:
+    if family == "flux" and _config(location, "transformer", "FluxTransformer2DModel").get("guidance_embeds") is False:
         return Recipe(4, known_by="its transformer takes no guidance scale")
     return None
 
 
-def _config(location: str, part: str) -> dict[str, Any]:
-    """The configuration of a part of a checkpoint, empty where it has none of its own."""
-    from diffusers import FluxTransformer2DModel, LCMScheduler
+def _config(location: str, part: str, kind: str) -> dict[str, Any]:
+    """The configuration of a part of a checkpoint, as this class reads it; empty where there is none."""
+    import diffusers
 
-    kind = {"scheduler": LCMScheduler, "transformer": FluxTransformer2DModel}[part]  # for its file's name
     try:
-        return kind.load_config(location, subfolder=part)
+        return getattr(diffusers, kind).load_config(location, subfolder=part)
     except OSError:
         return {}
