@@ -84,7 +84,8 @@ def _join_values(name: str, values: list[Any], rows: int, family: diffdiff_block
 def repeat(value: Any, rows: int, times: int, family: diffdiff_block.FamilyTraits) -> Any:
     """An argument of a model, in which whatever has a row for each output has it `times` times."""
     if isinstance(value, torch.Tensor):
-        return torch.cat([value] * times) if value.ndim and len(value) == rows else value
+        # latents have their channels last, as upstream's encoder leaves them, and with these a CPU takes longer
+        return torch.cat([value] * times).contiguous() if value.ndim and len(value) == rows else value
     if isinstance(value, dict):
         return {key: part if key in family.shared else repeat(part, rows, times, family) for key, part in value.items()}
     if not isinstance(value, (list, tuple)):
