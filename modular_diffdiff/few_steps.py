@@ -89,7 +89,7 @@ def _configured(location: str, family: str) -> Recipe | None:
 
 
 def _config(location: str, part: str, kind: str) -> dict[str, Any]:
-    """The configuration of a part of a checkpoint, as this class reads it; empty where there is none."""
+    """The configuration of a part of a checkpoint, as this class reads it; empty where it has no such part."""
     import diffusers
 
     try:
