@@ -172,10 +172,11 @@ def test_the_script_makes_a_checkpoint_that_loads(tmp_path):
 # How well it draws
 
 
-def test_it_draws_what_the_prompt_says(pipe, judge):
+@pytest.mark.parametrize("steps", [4, 10])
+def test_it_draws_what_the_prompt_says(pipe, judge, steps):
     """A sample; `make benchmark` takes all 240 combinations."""
     scenes = [Scene.random(HELD_OUT + seed) for seed in range(10)]
-    readings = judge.read(to_tensor(draw(pipe, scenes, 4)))
+    readings = judge.read(to_tensor(draw(pipe, scenes, steps)))
     for name in ("kind", "colour", "background"):
         assert len(misread(scenes, readings, name)) <= 1, misread(scenes, readings, name)
 
