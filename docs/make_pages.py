@@ -133,12 +133,18 @@ def render_families() -> str:
                 "<= 1e-5" if row.strength else "",
                 "one reference" if row.references else "yes",
                 "yes" if "control_image" in blocks.get_workflow(opened[-1]).input_names else "",
+                "one prompt at a time" if blocks.family.one_prompt else "yes",
+                "yes" if row.name == "sdxl" else "",
+                "yes" if "map_fill" in blocks.input_names else "",
             )
         )
     left_out = [(f"`{name}`", reason) for name, reason in families_table.NOT_OPENED.items()]
     heads = {
         "families": ("family", "class", "kind", "prediction", "latents in the loop", "guidance", "default model"),
-        "laws": ("family", "workflows with a map", "keep law", "strength law", "batches", "ControlNet"),
+        "laws": (
+            *("family", "workflows with a map", "keep law", "strength law", "batches", "ControlNet"),
+            *("[regions](regions.md)", "inpainting checkpoints", "[fill](maps.md#what-lies-under-the-change)"),
+        ),
         "left out": ("blocks of diffusers", "not opened, because it"),
     }
     tables = zip(heads.items(), (rows, laws, left_out), strict=True)

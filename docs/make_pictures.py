@@ -138,6 +138,7 @@ def main() -> None:
     run_page("tutorial", FOLDER / "tutorial")
     run_page("workflows", CARD / "workflows")
     run_page("maps", FOLDER / "maps")
+    run_page("regions", FOLDER / "regions")
 
 
 if __name__ == "__main__":

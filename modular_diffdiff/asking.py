@@ -5,10 +5,15 @@ Options come as a dictionary, by the names of the commands' parameters.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import PIL.Image
+
 from . import editing, few_steps, loading, maps
+from .blocks import diffdiff_files
 
 
 MAX_SCALE = 1000  # far beyond what models are used with
@@ -38,7 +43,7 @@ def ask_edit(prompt: str, params: dict[str, Any]) -> tuple[loading.Model, editin
     model = loading.Model(**run, controlnet=controlnet, ip_adapter=ip_adapter, ip_adapter_scale=ip_adapter_scale)
     loading.check_names(model)
     names = ("steps", "guidance_scale", "softness", "strength", "overlay", "match_colors", "crop", "control_mode")
-    names += ("batch_guidance",)
+    names += ("batch_guidance", "fill")
     asked = {name: params[name] for name in names if name in params}
     return model, editing.Edit(prompt, params["negative"], control_scale=control_scale, **asked)
 
@@ -76,10 +81,37 @@ def ask_pictures(
     """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read."""
     check_inverted(change_map, params)
     inputs, models = ask_map(params)
+    regions = split_regions(params)
     given = {title: params[name] for name, title in PICTURES.items()}
     read = read_pictures({"IMAGE": params["image"], "MAP": change_map} | given)
     pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
-    return pictures, maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models)
+    regions = tuple(
+        maps.Region(prompt, editing.read_picture(where, "--region") if is_picture(where) else where)
+        for where, prompt in regions
+    )
+    return pictures, maps.Request(read["IMAGE"], inputs | maps.pictures_of(read), models, regions=regions)
+
+
+def split_regions(params: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where each --region is, and its prompt."""
+    regions = []
+    for given in params.get("region") or ():
+        where, _, prompt = given.rpartition("=")  # addresses have one too
+        if not where.strip() or not prompt.strip():
+            raise loading.UserError(f"--region is {given!r}; it takes MAP_OR_TEXT=PROMPT.")
+        check_texts({"--region": given})
+        regions.append((where, prompt))
+    return regions
+
+
+def names_picture(where: str) -> bool:
+    """Whether this looks like a picture's name or address, whether or not there is one."""
+    return diffdiff_files.is_url(where) or Path(where).suffix.lower() in PIL.Image.registered_extensions()
+
+
+def is_picture(where: str) -> bool:
+    """Whether this names a picture, which may be missing, rather than a place in words."""
+    return names_picture(where) or os.path.isfile(where)
 
 
 def settle(
@@ -88,7 +120,9 @@ def settle(
     """The model and the edit with what was left open filled in; all is checked that can be before a model is loaded."""
     editing.check_pictures(pictures, asked)
     maps.check_pictures(request)
-    return settle_model(model, asked)
+    model, asked = settle_model(model, asked)
+    maps.check_regions(request, model)
+    return model, asked
 
 
 def settle_model(model: loading.Model, asked: editing.Edit) -> tuple[loading.Model, editing.Edit]:
@@ -128,7 +162,9 @@ def ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         params: The command's, by their names here; None means not asked for.
     """
     given = {key: value for key, value in params.items() if value not in (None, (), []) and value is not False}
-    _is_used("--text", given.get("text"), {"--threshold": params["threshold"], "--segmenter": params["segmenter"]})
+    named = any(not is_picture(where) for where, _ in split_regions(params))
+    _is_used("--text", given.get("text"), {"--threshold": params["threshold"]})
+    _is_used("--text or --region", given.get("text") or named or None, {"--segmenter": params["segmenter"]})
     _is_used("--point or --box", given.get("point") or given.get("box"), {"--mask-generator": params["mask_generator"]})
     _is_used("--depth", given.get("depth"), {"--depth-estimator": params["depth_estimator"]})
     inputs = {name: given[key] for key, name in maps.INPUTS.items() if key in given}
@@ -139,10 +175,11 @@ def ask_map(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     if "map_gradient" in inputs:
         inputs["map_gradient"] = _angle(inputs["map_gradient"])
     editing.check_inputs(inputs)
-    return inputs, {name: _map_model(option, given) for name, option in maps.OPTIONS.items() if name in inputs}
+    asking = {*inputs, "region_texts"} if named else inputs
+    return inputs, {name: map_model(option, given) for name, option in maps.OPTIONS.items() if name in asking}
 
 
-def _map_model(option: str, given: dict[str, Any]) -> str:
+def map_model(option: str, given: dict[str, Any]) -> str:
     """The model that this option names; the embedded one by default, where it knows what is edited."""
     is_embedded = given.get("model", loading.EMBEDDED) in (loading.EMBEDDED, loading.EMBEDDED_FLOW)
     default = loading.EMBEDDED if is_embedded else None

@@ -40,6 +40,7 @@ class Prepared:
     pictures: editing.Pictures
     request: maps.Request
     keep: np.ndarray
+    regions: list[tuple[str, np.ndarray]]
 
     @property
     def call(self) -> Hashable:
@@ -105,7 +106,7 @@ class PictureEditor(Editor):
 
     def call_of(self, row: Row) -> Hashable:
         alone = ("crop", "control_image", "ip_adapter_image")  # their boxes and lists are of a whole call
-        if any(row.params[name] is not None for name in alone):
+        if any(row.params[name] is not None for name in alone) or row.params["region"]:
             return None
         model, asked = _settle(row)
         shared = replace(asked, prompt="", negative_prompt=asked.negative_prompt and "")
@@ -139,8 +140,11 @@ class PictureEditor(Editor):
         pictures, request = asking.ask_pictures(change_map, row.params | given)
         editing.check_pictures(pictures, asked)
         maps.check_pictures(request)
+        maps.check_regions(request, self._model)
         editing.warn_of_long_texts(self._pipe, asked)
-        return Prepared(row, asked, pictures, request, maps.make_map(request, load=self._load_map_model))
+        load = self._load_map_model
+        made = maps.make_map(request, load=load), maps.make_regions(request, load)
+        return Prepared(row, asked, pictures, request, *made)
 
     def _load_map_model(self, *asked: Any) -> dict[str, Any]:
         if asked not in self._map_models:
@@ -151,7 +155,9 @@ class PictureEditor(Editor):
         """One call of the pipeline. A row alone is what `edit` makes, byte for byte."""
         loading.set_guidance(self._pipe, prepared[0].asked.guidance_scale)
         asked = [
-            editing.inputs_of(self._pipe, ready.asked, ready.pictures, ready.keep, ready.row.params["seed"])
+            editing.inputs_of(
+                self._pipe, ready.asked, ready.pictures, ready.keep, ready.row.params["seed"], ready.regions
+            )
             for ready in prepared
         ]
         inputs = asked[0]

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from . import asking
 from .blocks import diffdiff_files
 from .ledger import ATTEMPTS, BEGUN, DONE, FAILED, IMAGES, JobError, Ledger, State
 from .loading import UserError
@@ -265,6 +266,10 @@ class Worker:
     def fingerprint(self, row: Row) -> str:
         """SHA-256 of all that decides a row's files."""
         pictures = {name: _identify(picture) for name, picture in row.pictures().items()}
+        pictures["region"] = [
+            [_identify(where) if asking.is_picture(where) else where, prompt]
+            for where, prompt in asking.split_regions(row.params)
+        ]
         params = {name: row.params[name] for name in COLUMNS} | pictures
         told = {"prompt": row.prompt, "params": params, "facts": self.job.editor.facts(row)}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -158,6 +158,7 @@ def edit(
     ip_adapter: options.IPAdapter = None,
     ip_adapter_scale: options.IPAdapterScale = None,
     lora: options.LoRA = None,
+    region: options.Region = None,
     seed: options.Seed = None,
     invert_map: options.InvertMap = False,
     text: options.Text = None,
@@ -179,6 +180,7 @@ def edit(
     gamma: options.Gamma = None,
     limits: options.Limits = None,
     softness: options.Softness = 0.0,
+    fill: options.Fill = "original",
     strength: Annotated[
         float,
         typer.Option(
@@ -232,6 +234,7 @@ def edit(
       modular-diffdiff edit photo.png map.png "a green pear" --seed 1
       modular-diffdiff edit photo.png "a green pear" --mask mask.png --feather 4
       modular-diffdiff edit photo.png map.png "a pear" --ip-adapter-image orange.png
+      modular-diffdiff edit photo.png map.png "a tabletop" --region "left.png=a pear" --region "the cup=a bottle"
       modular-diffdiff edit photo.png map.png "a snowy street" --count 4 \\
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
     """
@@ -259,11 +262,11 @@ def edit(
 
             pipe, chosen, asked, keep = _load(chosen, asked, pictures, request)
             settings = maps.describe(request) | editing.describe_run(pipe, chosen, asked, pictures)
-            kept = editing.kept_of(pictures.image.pixels)
+            kept, regions = editing.kept_of(pictures.image.pixels), maps.make_regions(request)
             with encode_once(pipe):
                 for start in range(0, count, batch_size):
                     together = seeds[start : start + batch_size]
-                    results = editing.run_edits(pipe, asked, pictures, keep, together)
+                    results = editing.run_edits(pipe, asked, pictures, keep, together, regions)
                     for place, (n, result) in enumerate(zip(together, results, strict=True)):
                         told = settings | {"seed": n} | editing.describe_place(len(together), place)
                         editing.write_png(result, paths[n], overwrite, told, kept)
@@ -437,6 +440,7 @@ def make_fan(
     gamma: options.Gamma = None,
     limits: options.Limits = None,
     softness: options.Softness = 0.0,
+    fill: options.Fill = "original",
     overlay: options.Overlay = False,
     match_colors: options.MatchColors = False,
     batch_guidance: options.BatchGuidance = False,

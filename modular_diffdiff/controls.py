@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import options, serving
+from . import options, serving, studio
 
 
 MAX_COUNT = 8
@@ -24,6 +24,7 @@ class Controls:
         of_map: Those that say what may change.
         depth: Those of its pairs, as `levels` and `limits`; `by_depth` says whether it counts.
         prompt: What the changed regions show, an argument of `edit`.
+        regions: A pair for each region: where it is, in words, and what it shows.
 
     Args:
         steps: How many suit the model.
@@ -34,10 +35,33 @@ class Controls:
         self.params: dict[str, gr.Component] = {}
 
     def all(self) -> list[gr.Component]:
-        return [*self.params.values(), self.by_depth, *self.depth, *self.levels, *self.limits, self.prompt]
+        return [
+            *self.params.values(),
+            self.by_depth,
+            *self.depth,
+            *self.levels,
+            *self.limits,
+            *self._of_regions(),
+            self.prompt,
+        ]
+
+    def seen(self) -> list[gr.Component]:
+        """All that the preview shows."""
+        return [*self.of_map, *(where for where, _ in self.regions)]
+
+    def _of_regions(self) -> list[gr.Component]:
+        return [part for pair in self.regions for part in pair]
 
     def draw_prompt(self) -> None:
         self.prompt = gr.Textbox(label="What to show there", placeholder="a green pear", max_length=2000)
+        self.regions = []
+        with gr.Accordion("Different things in different places", open=False, elem_classes="later"):
+            gr.Markdown("Each place is found by its name, and has its colour in the preview.")
+            for colour in studio.REGIONS:
+                with gr.Row(elem_classes=f"region-{colour}"):
+                    where = gr.Textbox(label=f"Where ({colour})", placeholder="the cup", max_length=200)
+                    what = gr.Textbox(label="What to show", placeholder="a bottle", max_length=2000)
+                self.regions.append((where, what))
 
     def draw_sources(self) -> None:
         add = self.params
@@ -110,6 +134,7 @@ class Controls:
             del params["depth"]
         if not params["threshold"]:
             del params["threshold"]
+        params["regions"] = [tuple((given[part] or "").strip() for part in pair) for pair in self.regions]
         return params
 
     def showing(self, told: dict[str, Any]) -> list:
@@ -121,12 +146,24 @@ class Controls:
         pairs = [told.get(name) for name in ("depth", "levels", "limits")]
         ends = [pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None) for pair in pairs]
         by_depth = bool(told["depth"]) if "depth" in told else gr.skip()
-        values += [by_depth, *(end for pair in ends for end in pair), told.get("prompt", gr.skip())]
+        values += [by_depth, *(end for pair in ends for end in pair)]
+        values += [*self._regions_as_shown(told), told.get("prompt", gr.skip())]
         parts = self.all()
         return [
             gr.skip() if isinstance(part, gr.Image) or serving.refused(part, value) else value
             for part, value in zip(parts, values, strict=True)
         ]
+
+    def _regions_as_shown(self, told: dict[str, Any]) -> list:
+        """Those of an edit that are named in words; a picture of one cannot come back."""
+        if "prompt" not in told:
+            return [gr.skip() for _ in self._of_regions()]
+        regions = told.get("regions")
+        regions = regions if isinstance(regions, list) else []
+        known = [one for one in regions if isinstance(one, dict) and isinstance(one.get("where"), str)]
+        pairs = [(one["where"], one.get("prompt")) for one in known[: len(self.regions)]]
+        pairs += [("", "")] * (len(self.regions) - len(pairs))
+        return [value for pair in pairs for value in pair]
 
     def _as_shown(self, name: str, part: gr.Component, told: dict[str, Any]) -> Any:
         value = told.get(name, gr.skip())

@@ -65,6 +65,10 @@ _ARGUMENTS = {
     "match_colors": "--match-colors",
     "batch_guidance": "--batch-guidance",
     "fan_strengths": "--strengths",
+    "map_fill": "--fill",
+    "region_prompts": "--region",
+    "region_maps": "--region",
+    "region_texts": "--region",
     "overlay": "--overlay",
     "padding_map_crop": "--crop",
     "control_image": "--control-image",
@@ -131,6 +135,7 @@ class Edit:
         control_mode: What a ControlNet-Union takes the control image for, a number that the union knows.
         control_scale: How much the control image counts, 0 for nothing; None without one.
         batch_guidance: Whether the model is called once a step, with prompt and negative prompt as one batch.
+        fill: What changed parts start from, as `map_fill` takes it.
     """
 
     prompt: str
@@ -145,6 +150,7 @@ class Edit:
     control_mode: int | None = None
     control_scale: float | None = None
     batch_guidance: bool = False
+    fill: str = "original"
 
 
 def file_name(location: str) -> str:
@@ -439,6 +445,8 @@ def check_family(model: Model, edit: Edit) -> None:
             raise UserError(f"{option} {value!r}: {model.title} takes none.")
     if edit.batch_guidance and "batch_guidance" not in blocks.input_names:
         raise UserError(f"--batch-guidance: {model.title} is called once a step anyway.")
+    if edit.fill != "original" and "map_fill" not in blocks.input_names:
+        raise UserError(f"--fill {edit.fill!r}: {model.title} starts from noise, and never from the picture.")
 
 
 def warn_of_long_texts(pipe, edit: Edit) -> None:
@@ -457,11 +465,19 @@ def warn_of_long_texts(pipe, edit: Edit) -> None:
             _warn(f"{argument} has {len(tokens)} tokens, and the model reads {limit}: it does not see {lost!r}.")
 
 
-def run_edits(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seeds: Sequence[int]) -> list[PIL.Image.Image]:
+def run_edits(
+    pipe,
+    edit: Edit,
+    pictures: Pictures,
+    keep: np.ndarray,
+    seeds: Sequence[int],
+    regions: Sequence[tuple[str, np.ndarray]] = (),
+) -> list[PIL.Image.Image]:
     """An edited picture for each seed, of the image's size or the model's own, all from one call of the pipeline.
 
     Args:
         keep: (H, W) floats in [0, 1], the change map.
+        regions: The prompt of each, and where it holds, as `maps.make_regions` gives them.
 
     Raises:
         UserError: If a block refuses an input, with the block's message.
@@ -469,7 +485,7 @@ def run_edits(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seeds: Seq
     """
     import torch
 
-    inputs = inputs_of(pipe, edit, pictures, keep, seeds[0])
+    inputs = inputs_of(pipe, edit, pictures, keep, seeds[0], regions)
     if len(seeds) > 1:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         inputs |= {"generator": generators, "num_images_per_prompt": len(seeds)}
@@ -477,7 +493,14 @@ def run_edits(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seeds: Seq
         return pipe(**inputs, output="images")
 
 
-def inputs_of(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int) -> dict[str, Any]:
+def inputs_of(
+    pipe,
+    edit: Edit,
+    pictures: Pictures,
+    keep: np.ndarray,
+    seed: int,
+    regions: Sequence[tuple[str, np.ndarray]] = (),
+) -> dict[str, Any]:
     """All that the pipeline's call takes."""
     import torch
 
@@ -488,6 +511,11 @@ def inputs_of(pipe, edit: Edit, pictures: Pictures, keep: np.ndarray, seed: int)
         steering["guidance_scale"] = edit.guidance_scale
     if edit.batch_guidance:
         steering["batch_guidance"] = True
+    if edit.fill != "original":
+        steering["map_fill"] = edit.fill
+    if regions:
+        prompts, places = zip(*regions, strict=True)
+        steering |= {"region_prompts": list(prompts), "region_maps": list(places)}
     if pictures.ip_adapter_image is not None:
         steering["ip_adapter_image"] = pictures.ip_adapter_image.pixels.convert("RGB")
     if pictures.control_image is not None:

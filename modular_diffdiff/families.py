@@ -15,6 +15,7 @@ from .blocks.diffdiff_checks import DiffDiffCheckInputsStep
 from .blocks.diffdiff_docs import INPUTS
 from .blocks.diffdiff_family import FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_files import open_image
+from .blocks.diffdiff_fill import DiffDiffFillStep
 from .blocks.diffdiff_fit import DiffDiffFitStep
 from .blocks.diffdiff_guidance import only_combines
 from .blocks.diffdiff_kinds import Kind
@@ -31,10 +32,16 @@ from .blocks.diffdiff_placement import Placement
 from .blocks.diffdiff_prepare import DiffDiffPrepareStep
 from .blocks.diffdiff_preview import DiffDiffPreviewMapStep
 from .blocks.diffdiff_refusals import BadInputError
+from .blocks.diffdiff_regions import DiffDiffRegionRowsStep
+from .blocks.diffdiff_rows import change_rows
 from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 from .blocks.diffdiff_sources import DiffDiffMapSource
 from .blocks.diffdiff_trajectory import noise_levels
+
+
+# Flux's positions of tokens.
+IDS = ("txt_ids", "img_ids")
 
 
 # Image-to-image: a constant map of 1 - s is upstream's at strength s.
@@ -50,6 +57,7 @@ class FluxDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Flux; without a map, upstream's text-to-image and image-to-image."""
 
     upstream = diffusers.FluxAutoBlocks
+    family = FamilyTraits(shared=IDS)
 
 
 class QwenImageDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
@@ -80,7 +88,9 @@ class FluxKontextDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Flux Kontext: a local edit, of up to a million pixels. The output has the size of the encoded image."""
 
     upstream = diffusers.FluxKontextAutoBlocks
-    family = FamilyTraits(sized=True, area="max_area", largest_area=1024 * 1024, fixed={"_auto_resize": False})
+    family = FamilyTraits(
+        sized=True, area="max_area", largest_area=1024 * 1024, fixed={"_auto_resize": False}, shared=IDS
+    )
 
 
 class QwenImageEditDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
@@ -94,7 +104,7 @@ class QwenImageEditPlusDiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     """With Qwen-Image-Edit-Plus and one reference: a local edit."""
 
     upstream = diffusers.QwenImageEditPlusAutoBlocks
-    family = FamilyTraits(references=True, latent_output=False, pictures_only=True)
+    family = FamilyTraits(references=True, one_prompt=True, latent_output=False, pictures_only=True)
 
 
 class QwenImage21DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
@@ -137,8 +147,9 @@ class Flux3DiffDiffAutoBlocks(FamilyDiffDiffAutoBlocks):
     family = FamilyTraits(
         original="image_cond_latents",
         references=True,
+        one_prompt=True,
         pictures_only=True,
-        shared=("txt_ids", "img_ids", "image_cond_ids"),
+        shared=(*IDS, "image_cond_ids"),
         least_side=64,
         largest_area=4 * 1024 * 1024,
     )

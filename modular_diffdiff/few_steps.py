@@ -47,7 +47,7 @@ CHECKPOINTS = {
     r"Z-Image-Turbo": Recipe(9),
 }
 LORAS = {
-    r"lcm-lora-sdxl|DMD2": Recipe(4, "LCMScheduler"),
+    r"lcm-lora-sdxl|DMD2|lcm-lora_still-life|^still-life$": Recipe(4, "LCMScheduler"),
     r"sdxl[-_]lightning": Recipe(4, "EulerDiscreteScheduler", _TRAILING),
     r"Hyper-SDXL-\d+steps?-lora": Recipe(8, "DDIMScheduler", _TRAILING),
     r"Qwen-Image(-Edit)?(-\d+)?-Lightning": Recipe(8, "FlowMatchEulerDiscreteScheduler", _SHIFTED),

@@ -21,6 +21,7 @@ from .still_life import (
     FLOW_GUIDANCE_SCALE,
     GUIDANCE_SCALE,
     IP_ADAPTER_NAME,
+    LCM_LORA,
     MASK_GENERATOR,
     TEXT_SEGMENTER,
 )
@@ -57,7 +58,8 @@ class Model:
         controlnet: "still-life" (on edges), "still-life-union", a folder, or a Hub repository; None for none.
         ip_adapter: "still-life", a weights file, or one on the Hub, "owner/name/folder/file"; None for none.
         ip_adapter_scale: How much an image prompt counts, 0 for nothing; None without an IP-Adapter.
-        lora: A weights file, a folder, or a Hub repository, also with the file's name after it; None for none.
+        lora: "still-life", a weights file, a folder, or a Hub repository, also with the file's name after it; None for
+            none.
         family: Its name in `catalog.FAMILIES`, as `find_family` sees it.
     """
 
@@ -170,6 +172,8 @@ def find_lora(location: str) -> WeightsFile:
     Raises:
         UserError: If it can be none.
     """
+    if location == EMBEDDED:
+        return WeightsFile(COMPANIONS, LCM_LORA.parent.name, LCM_LORA.name)
     found = _find_file(location)
     if found is None and (Path(location).is_dir() or _HUB_NAME.fullmatch(location)):
         return WeightsFile(location, "", None)

@@ -6,6 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from . import studio
+
 
 THEME = gr.themes.Default(
     primary_hue="red", neutral_hue="zinc", font=["system-ui", "sans-serif"], font_mono=["monospace"]
@@ -25,6 +27,10 @@ footer, .layer-wrap {display: none !important}
     .later {order: 1}
 }
 </style>"""
+HEAD += "".join(
+    f"<style>.region-{name} {{border-left: 8px solid rgb{colour} !important}}</style>"
+    for name, colour in studio.REGIONS.items()
+)
 
 
 def picture(**given: Any) -> gr.Image:

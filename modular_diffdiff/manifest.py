@@ -80,6 +80,10 @@ class Row:
         given = {"map": self.change_map, **{name: self.params[name] for name in asking.PICTURES}}
         return {name: picture for name, picture in given.items() if picture is not None}
 
+    def regions(self) -> list[str]:
+        """Paths and URLs of regions, those in words left out."""
+        return [where for where, _ in asking.split_regions(self.params) if asking.is_picture(where)]
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -127,7 +131,9 @@ class Manifest:
             try:
                 row = self._row(number, given)
                 for name, picture in row.pictures().items():
-                    _look_for(name, picture)
+                    _look_for(TITLES[name], picture)
+                for picture in row.regions():
+                    _look_for("--region", picture)
                 said = check_row(row)
                 before = seen.setdefault(_digest(row.id), number)
                 if before != number:
@@ -183,6 +189,8 @@ class Manifest:
         if name in TITLES:
             return self._picture(name, value)
         option = COLUMNS[name]
+        if name == "region":
+            return [self._region(given) for given in (value if isinstance(value, list) else [value])]
         several = option.nargs != 1 or getattr(option, "multiple", False)
         if several and isinstance(value, str):
             value = value.split()
@@ -192,6 +200,13 @@ class Manifest:
             return option.process_value(typer.Context(EDIT), value)
         except cli.UsageError as error:
             raise loading.UserError(f"{error.format_message().removesuffix('.')}; it is {value!r}.") from error
+
+    def _region(self, value: Any) -> str:
+        """A region, whose picture lies where the manifest does."""
+        where, sign, prompt = _text("--region", value).rpartition("=")
+        beside = os.path.join(self.folder, where)
+        is_path = asking.is_picture(beside) and not diffdiff_files.is_url(where)
+        return f"{beside if is_path else where}{sign}{prompt}"
 
     def _picture(self, name: str, value: Any) -> str | Embedded:
         title, value = TITLES[name], {"bytes": value} if isinstance(value, bytes) else value
@@ -210,7 +225,7 @@ def draw_seed(row_id: str) -> int:
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
 
 
-def _look_for(name: str, picture: str | Embedded) -> None:
+def _look_for(title: str, picture: str | Embedded) -> None:
     """Refuses paths that lead to no file, which is not read yet."""
     if isinstance(picture, str) and not diffdiff_files.is_url(picture):
         try:
@@ -218,7 +233,7 @@ def _look_for(name: str, picture: str | Embedded) -> None:
         except ValueError:  # a NUL in it
             readable = False
         if not readable:
-            raise loading.UserError(f"{TITLES[name]} {picture!r} is not a file that can be read.")
+            raise loading.UserError(f"{title} {picture!r} is not a file that can be read.")
 
 
 def _text(name: str, value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from . import editing, loading
+from . import catalog, editing, loading
 
 
 if TYPE_CHECKING:
@@ -48,7 +48,21 @@ OPTIONS = {
     "map_points": "--mask-generator",
     "map_boxes": "--mask-generator",
     "map_depth": "--depth-estimator",
+    "region_texts": "--segmenter",
 }
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a picture with a prompt of its own.
+
+    Attributes:
+        prompt: What to draw there.
+        where: A picture that is white there, or words.
+    """
+
+    prompt: str
+    where: editing.Picture | str
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,14 @@ class Request:
         inputs: Of the blocks `make_map` and `shape_map`, by name; pictures are `editing.Picture`s.
         models: The folder or Hub repository of the model for an input that needs one, by the input's name.
         inverted: Whether the map that is written is white where the picture changes.
+        regions: The parts with a prompt of their own.
     """
 
     image: editing.Picture
     inputs: dict[str, Any]
     models: dict[str, str] = field(default_factory=dict)
     inverted: bool = False
+    regions: tuple[Region, ...] = ()
 
     def pictures(self) -> dict[str, editing.Picture]:
         given = {name: value for name, value in self.inputs.items() if isinstance(value, editing.Picture)}
@@ -100,6 +116,66 @@ def check_pictures(request: Request) -> None:
     if "diffdiff_map" in request.inputs:
         with editing.spoken(request.titles()):
             diffdiff_map.load_maps(request.inputs["diffdiff_map"].pixels)
+
+
+def check_regions(request: Request, model: loading.Model) -> None:
+    """Refuses regions that a model does not take, and pictures of them that cannot be read as maps.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    from .blocks import diffdiff_map
+
+    if request.regions and catalog.FAMILIES[model.family].blocks_class.family.one_prompt:
+        raise loading.UserError(f"--region: {model.title} takes one prompt at a time.")
+    for region in request.regions:
+        if isinstance(region.where, editing.Picture):
+            editing.check_picture(region.where, deep=True)
+            (where,) = diffdiff_map.load_maps(region.where.pixels)
+            if where.amax() == 0:
+                raise loading.UserError(
+                    f"{region.where.title} is black; it takes one that is white where PROMPT holds."
+                )
+
+
+def make_regions(
+    request: Request, load: Callable | None = None, memory: Memory | None = None
+) -> list[tuple[str, np.ndarray]]:
+    """The prompt of each region, and (H, W) floats in [0, 1], 1 where it holds.
+
+    Args:
+        load: Loads the segmenter, as `loading.load_map_model` does.
+        memory: As that of `make_map`.
+
+    Raises:
+        UserError: If it cannot be loaded, or finds nothing.
+    """
+    from .blocks.diffdiff_map import load_maps
+
+    found, memory = [], {} if memory is None else memory
+    for region in request.regions:
+        if isinstance(region.where, editing.Picture):
+            (where,) = load_maps(region.where.pixels)
+        else:
+            where = _find(region.where, request, memory, load or loading.load_map_model)
+        found.append((region.prompt, where[0, 0].numpy()))
+    return found
+
+
+def _find(text: str, request: Request, memory: Memory, load: Callable) -> torch.Tensor:
+    """(1, 1, H, W): where the words of a region are."""
+    from .blocks.diffdiff_regions import DiffDiffRegionTextsStep
+
+    model = request.models["region_texts"]
+    made_of = "region_texts", model, request.image.sha256, text
+    if made_of not in memory:
+        finder = DiffDiffRegionTextsStep()
+        pipe, kinds = finder.init_pipeline(), tuple((name, kind) for name, (kind, _) in finder.models.items())
+        pipe.update_components(**load(model, OPTIONS["region_texts"], kinds))
+        with editing.spoken({}):
+            image = request.image.pixels.convert("RGB")
+            ((memory[made_of],),) = pipe(image=image, region_texts=[text], output="region_maps")
+    return memory[made_of]
 
 
 def make_map(request: Request, memory: Memory | None = None, load: Callable | None = None) -> np.ndarray:
@@ -162,17 +238,20 @@ def as_png(values: np.ndarray) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.rint(65_535 * values).astype(np.uint16))
 
 
+def _told(value: Any) -> Any:
+    return editing.describe_picture(value) if isinstance(value, editing.Picture) else value
+
+
 def describe(request: Request) -> dict[str, Any]:
     """All that decides a map, as JSON takes it."""
     from .blocks.diffdiff_docs import DEFAULTS
 
     decided = {name: DEFAULTS[name] for name in INPUTS.values() if name in DEFAULTS} | request.inputs
-    told = {
-        name: editing.describe_picture(value) if isinstance(value, editing.Picture) else value
-        for name, value in {"image": request.image, **decided}.items()
-    }
+    told = {name: _told(value) for name, value in {"image": request.image, **decided}.items()}
     given = request.inputs.get("diffdiff_map")
     if given is not None and (made := editing.settings_of(given)):
         told["diffdiff_map"]["made"] = made
+    if request.regions:
+        told["regions"] = [{"prompt": one.prompt, "where": _told(one.where)} for one in request.regions]
     versions = {name: editing.find_version(name) for name in editing.VERSIONS}
     return told | {"map_models": request.models, "inverted": request.inverted, "versions": versions}

@@ -83,8 +83,23 @@ LoRA = Annotated[
     str | None,
     typer.Option(
         metavar="REPO_OR_FILE",
-        help="A LoRA for --model: a path, a name on the Hub, or a file there (owner/name/file). It needs "
-        "`pip install peft`.",
+        help="A LoRA for --model: a path, a name on the Hub, or a file there (owner/name/file); still-life is one that "
+        "makes the embedded model draw in 4 steps. It needs `pip install peft`.",
+    ),
+]
+Region = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MAP_OR_TEXT=PROMPT",
+        help="What to draw in a part of IMAGE, and where: a picture that is white there, or words (--segmenter finds "
+        "them). PROMPT is for the rest. Repeatable.",
+    ),
+]
+Fill = Annotated[
+    Literal["original", "blur", "noise", "color"],
+    typer.Option(
+        help="What changed parts start from at strengths below 1: IMAGE as it is, what surrounds them, noise, or the "
+        "mean colour of the rest."
     ),
 ]
 Seed = Annotated[

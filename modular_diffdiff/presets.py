@@ -17,8 +17,10 @@ from .blocks.diffdiff_checks import DiffDiffCheckInputsStep
 from .blocks.diffdiff_docs import INPUTS
 from .blocks.diffdiff_family import METHOD, DiffDiffSequentialBlocks, FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_files import open_image
+from .blocks.diffdiff_fill import DiffDiffFillStep, DiffDiffStartFilledStep, SDXLDiffDiffEncodeFilledStep
 from .blocks.diffdiff_fit import DiffDiffAutoFitControlStep
 from .blocks.diffdiff_guidance import only_combines
+from .blocks.diffdiff_inpainting import SDXLDiffDiffEncodeKeptStep
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form
 from .blocks.diffdiff_loop import DiffDiffRestoreStep
@@ -33,6 +35,8 @@ from .blocks.diffdiff_placement import DiffDiffCropToChangeStep, DiffDiffReadMap
 from .blocks.diffdiff_prepare import DiffDiffSkipFrozenStep
 from .blocks.diffdiff_preview import DiffDiffPreviewMapStep
 from .blocks.diffdiff_refusals import BadInputError
+from .blocks.diffdiff_regions import DiffDiffAutoRegionTextsStep, DiffDiffReadRegionsStep, DiffDiffRegionRowsStep
+from .blocks.diffdiff_rows import change_rows
 from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_sdxl import (
     TRAITS,
@@ -42,6 +46,7 @@ from .blocks.diffdiff_sdxl import (
     SDXLDiffDiffFitStep,
     SDXLDiffDiffInputStep,
     SDXLDiffDiffPrepareLatentsStep,
+    SDXLDiffDiffRegionPromptsStep,
     SDXLDiffDiffSetTimestepsStep,
 )
 from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffCheckInputsStep
@@ -87,16 +92,25 @@ DIFFDIFF_BLOCKS["prepare_latents"] = SDXLDiffDiffPrepareLatentsStep
 DIFFDIFF_BLOCKS["denoise"] = SDXLDiffDiffDenoiseLoop
 # What belongs to a prompt stays with it, and the run starts where the map first releases something.
 DIFFDIFF_BLOCKS["input"] = SDXLDiffDiffInputStep
+insert_before(DIFFDIFF_BLOCKS, "prepare_add_cond", "start_filled", DiffDiffStartFilledStep)
 insert_before(DIFFDIFF_BLOCKS, "prepare_add_cond", "skip_frozen", DiffDiffSkipFrozenStep)
+insert_before(DIFFDIFF_BLOCKS, "prepare_add_cond", "region_rows", DiffDiffRegionRowsStep)
 # In front, as for every family: bad input is refused, the map made, shaped and read, and pictures of any size and
 # number brought along.
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "check_inputs", SDXLDiffDiffCheckInputsStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "make_map", DiffDiffMakeMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "shape_map", DiffDiffShapeMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "read_map", DiffDiffReadMapStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "find_regions", DiffDiffAutoRegionTextsStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "read_regions", DiffDiffReadRegionsStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "show_map", DiffDiffPreviewMapStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "crop_to_change", DiffDiffCropToChangeStep)
 insert_before(DIFFDIFF_BLOCKS, "text_encoder", "fit", SDXLDiffDiffFitStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "region_prompts", SDXLDiffDiffRegionPromptsStep)
+insert_before(DIFFDIFF_BLOCKS, "text_encoder", "fill", DiffDiffFillStep)
+# Beside the original, what free parts start from and what an inpainting UNet is shown.
+insert_before(DIFFDIFF_BLOCKS, "input", "encode_filled", SDXLDiffDiffEncodeFilledStep)
+insert_before(DIFFDIFF_BLOCKS, "input", "encode_kept", SDXLDiffDiffEncodeKeptStep)
 # Behind, as for every family: pictures come back at their size and in the original's colours, and pixels that are kept
 # as they were.
 DIFFDIFF_BLOCKS["crop"] = DiffDiffCropStep

@@ -17,7 +17,7 @@ import PIL.ImageFilter
 import typer
 
 from . import asking, cli, editing, encodings, fans, loading, maps, options
-from .blocks.diffdiff_preview import draw_preview
+from .blocks.diffdiff_preview import OPACITY, draw_preview
 from .still_life.scene import Item, Scene, masks, render
 
 
@@ -34,6 +34,8 @@ NEEDS = {
     **dict.fromkeys(("ip_adapter", "ip_adapter_scale"), ("ip_adapter_image",)),
 }
 OF_MAPS = (*maps.INPUTS, *maps.SOURCES, "segmenter", "mask_generator", "depth_estimator")
+# The page's list of regions, and the colour of each in the preview.
+REGIONS = {"blue": (31, 119, 180), "green": (44, 160, 44), "orange": (255, 127, 14), "purple": (148, 103, 189)}
 REMEMBERED = 16  # maps of single sources: every letter of a text makes one
 LOOKED_AT = 1024  # pixels, the longer side
 OnStep = Callable[[int, int], Any] | None
@@ -116,7 +118,17 @@ def read_settings(picture: editing.Picture) -> dict[str, Any]:
         made_of.append(made_of[-1].get(name) if isinstance(made_of[-1], dict) else None)
     told |= made_of[-1] if isinstance(made_of[-1], dict) else {}
     names = {name: maps.INPUTS.get(name, name) for name in DEFAULTS} | {"negative": "negative_prompt"}
+    names["regions"] = "regions"
     return {name: told[given] for name, given in {**names, "prompt": "prompt"}.items() if given in told}
+
+
+def tint_regions(preview: PIL.Image.Image, regions: list[np.ndarray]) -> PIL.Image.Image:
+    """A preview with the colour of each region, (H, W) in [0, 1], over its upper part."""
+    pixels = np.asarray(preview).astype(np.float32)
+    for region, colour in zip(regions, REGIONS.values(), strict=False):
+        shown = pixels[: region.shape[0]]
+        shown += OPACITY * region[..., None] * (np.array(colour) - shown)
+    return PIL.Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
 def command_line(params: dict[str, Any], photo: str, change_map: str, prompt: str, seed: int) -> str:
@@ -128,6 +140,8 @@ def command_line(params: dict[str, Any], photo: str, change_map: str, prompt: st
         asked.append(OPTIONS[name].opts[0])
         if not OPTIONS[name].is_flag:
             asked.append(value.name if isinstance(value, editing.Picture) else str(value))
+    for where, what in params.get("regions") or ():
+        asked += ["--region", f"{where}={what}"] if where else []
     if any(argument.startswith("-") for argument in files):
         return shlex.join(["modular-diffdiff", "edit", *asked, "--", *files])
     return shlex.join(["modular-diffdiff", "edit", *files, *asked])
@@ -192,13 +206,29 @@ class Studio:
         inputs, _ = asking.ask_map(DEFAULTS | {name: params[name] for name in SHAPING if params.get(name) is not None})
         return maps.Request(photo, inputs | {"diffdiff_map": found})
 
+    def with_regions(self, request: maps.Request, named: list[tuple[str, str]] | None) -> maps.Request:
+        """A map's request with regions, pairs of a place and a prompt; what strangers name is words, and never a path.
+
+        Raises:
+            UserError: If one is named like a picture, or nothing can find it.
+        """
+        regions = tuple(maps.Region(prompt, where) for where, prompt in named or () if where)
+        for region in regions:
+            if asking.names_picture(region.where):
+                raise loading.UserError(f"A place is named in words here, not by a picture as {region.where!r}.")
+        models = {"region_texts": asking.map_model("--segmenter", self.settings)} if regions else {}
+        return replace(request, regions=regions, models=request.models | models)
+
     def preview(self, photo, small, painting, params: dict[str, Any], memory: maps.Memory) -> PIL.Image.Image:
         """The map over the small picture, shaped as it will be on the photo."""
         _, found = self.find(small, painting, params, memory)
         scale = small.pixels.width / photo.pixels.width
         lengths = {name: scale * params[name] for name in LENGTHS if params.get(name)}
         keep = maps.make_map(self.shape(small, found, params | lengths))
-        return draw_preview(small.pixels, params.get("strength", 1) * (1 - keep))
+        preview = draw_preview(small.pixels, params.get("strength", 1) * (1 - keep))
+        request = self.with_regions(maps.Request(small, {}), params.get("regions"))
+        regions = maps.make_regions(request, self.load_map_model, memory)
+        return tint_regions(preview, [region for _, region in regions])
 
     def make_map(self, photo, small, painting, params: dict[str, Any], memory: maps.Memory, folder: Path) -> Path:
         """The map as a PNG of 16 bits, at the photo's size."""
@@ -252,8 +282,11 @@ class Studio:
         model, asked = asking.ask_edit(prompt, params)
         read = replace(editing.read_picture(str(change_map), "MAP"), title="MAP")
         pictures, request = asking.ask_pictures(read, params)
+        if any(bool(where) != bool(what) for where, what in params.get("regions") or ()):
+            raise loading.UserError("A place needs both its name and what to show there.")
+        request = self.with_regions(request, params.get("regions"))
         model, asked = asking.settle(model, asked, pictures, request)
-        keep = maps.make_map(request)
+        keep, regions = maps.make_map(request), maps.make_regions(request, self.load_map_model)
         pipe = self.load(model, None)
         loading.set_guidance(pipe, asked.guidance_scale)
         editing.warn_of_long_texts(pipe, asked)
@@ -261,6 +294,6 @@ class Studio:
 
         def inputs(seed: int) -> dict[str, Any]:
             told = {"callback_on_step_end": on_step and (lambda _, step, *__: on_step(step + 1, asked.steps))}
-            return editing.inputs_of(pipe, asked, pictures, keep, seed) | told
+            return editing.inputs_of(pipe, asked, pictures, keep, seed, regions) | told
 
         return pipe, inputs, settings, pictures, params

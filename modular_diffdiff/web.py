@@ -129,7 +129,7 @@ class Visit:
         for event in (self.photo.upload, self.photo.clear):
             event(self.open, self.photo, opened, **private).then(**look)
         self.examples.select(self.open_example, None, [*opened, self.photo, prompt], **private).then(**look)
-        gr.on([part.change for part in self.controls.of_map], **look)
+        gr.on([part.change for part in self.controls.seen()], **look)
         # Apart, as a browser draws and sends a painting anew for every event that asks for it.
         self.painting.change(self.keep, self.painting, trigger_mode="always_last", **private).then(**look)
         self.anew.click(self.forget, None, opened, **private).then(**look)

@@ -61,10 +61,14 @@ WORKFLOWS = {
 BASE = [
     "text_encoder",
     "image_encoder",
+    "encode_filled",
+    "encode_kept",
     "input",
     "set_timesteps",
     "prepare_latents",
+    "start_filled",
     "skip_frozen",
+    "region_rows",
     "prepare_add_cond",
 ]
 
@@ -123,7 +127,8 @@ def test_a_workflow_runs_the_blocks_that_its_inputs_ask_for(workflow):
     adapter, control = "ip_adapter_image" in given, "control_image" in given
     executed = blocks.get_execution_blocks(**dict.fromkeys((*given, "prompt", "image", "diffdiff_map"), True))
     assert [name.split(".")[0] for name in executed.sub_blocks] == [
-        *("check_inputs", "shape_map", "read_map", "show_map", "crop_to_change", "fit"),
+        *("check_inputs", "shape_map", "read_map", "read_regions", "show_map", "crop_to_change", "fit"),
+        *("region_prompts", "fill"),
         *(["fit_control"] if control else []),
         *(["ip_adapter"] if adapter else []),
         *BASE,

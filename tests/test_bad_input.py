@@ -130,7 +130,7 @@ def test_bad_input_is_refused_by_name(tiny, bad, says):
     ("replaced", "says"),
     [
         (lambda: {"scheduler": FlowMatchEulerDiscreteScheduler()}, "`scheduler` is 'FlowMatchEuler.*add_noise"),
-        (lambda: {"unet": tiny_unet(in_channels=9)}, "`unet` is .*9 input channels.*no inpainting one"),
+        (lambda: {"unet": tiny_unet(in_channels=8)}, "`unet` is .*8 input channels.*latents' 4, or 9 for inpainting"),
     ],
 )
 @pytest.mark.usefixtures("no_model_runs")

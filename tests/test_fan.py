@@ -19,8 +19,8 @@ from modular_diffdiff import (
     draw_fan,
     fan,
 )
-from modular_diffdiff.blocks.diffdiff_fan import same_noise
 from modular_diffdiff.blocks.diffdiff_map import turn_down, turn_down_in_strips
+from modular_diffdiff.blocks.diffdiff_trajectory import same_noise
 
 from . import test_families as families
 from .families import FAMILIES

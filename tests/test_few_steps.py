@@ -11,8 +11,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from benchmarks import lcm
+from benchmarks.still_life import HELD_OUT
 from modular_diffdiff import SDXLDiffDiffBlocks, few_steps, loading
 from modular_diffdiff.cli import app
+from modular_diffdiff.still_life.judge import load_judge, to_tensor
+from modular_diffdiff.still_life.scene import Scene, render
 
 from .helpers import picture, seeded
 
@@ -115,3 +119,30 @@ def test_a_flux_that_takes_no_guidance_scale_is_schnell(tmp_path, embeds, steps)
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     model = loading.find_family(loading.Model(str(tmp_path), "cpu", "float32"))
     assert loading.suggest(model) == (steps, None)
+
+
+def test_the_embedded_lora_edits_in_four_steps_and_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scene = Scene("apple", "red", "striped")
+    Image.fromarray(render(scene)).save("photo.png")
+    Image.new("L", (8, 8)).save("map.png")
+    words = "a green pear on a striped background"
+    line = ["edit", "photo.png", "map.png", words, "--seed", "5", "--out", "edited.png", "--lora", "still-life"]
+    ended = CliRunner().invoke(app, line)
+    assert ended.exit_code == 0, ended.output
+    assert "Takes 4 steps, no guidance, LCMScheduler: 'still-life' is distilled." in ended.stderr
+    with Image.open("edited.png") as image:
+        told = json.loads(image.text["modular-diffdiff"])
+        (seen,) = load_judge().read(to_tensor([image]))
+    assert (told["steps"], told["guidance_scale"], told["scheduler"]) == (4, 1.0, "LCMScheduler")
+    assert (seen.kind, seen.colour, seen.background) == ("pear", "green", "striped")
+
+
+def test_it_is_what_draws_the_background_in_so_few_steps():
+    """A small sample of what `benchmarks.lcm` measures; the sampler alone, without the LoRA, loses patterns."""
+    scenes = [Scene.random(HELD_OUT + k) for k in range(8)]
+    distilled, plain = lcm.with_lora(), lcm.with_lora()
+    plain.unload_lora_weights()
+    right = [lcm.count_right(pipe, scenes, 1.0, 4) for pipe in (distilled, plain)]
+    assert right[0] >= 7
+    assert right[0] >= right[1]

@@ -101,7 +101,7 @@ def test_the_clones_root_points_into_the_package(name):
     assert link.resolve() == (PACKAGE / name).resolve()
 
 
-SDXL_MODULES, FAN = {"diffdiff_sdxl", "diffdiff_sdxl_checks"}, {"diffdiff_fan"}
+SDXL_MODULES, FAN = {"diffdiff_inpainting", "diffdiff_sdxl", "diffdiff_sdxl_checks"}, {"diffdiff_fan"}
 SIBLINGS = re.compile(r"^from \. import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
 
 

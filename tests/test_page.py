@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import http.server
 import importlib.util
 import io
@@ -856,18 +857,22 @@ def written(told) -> bytes:
 
 def shown_of(guest: Visitor, told: dict) -> dict:
     """What the parts show then, by the parameter; those that stay as they are are left out."""
-    names = [*guest.visit.controls.params, "by_depth", "near", "far", "free", "kept", "least", "most", "prompt"]
+    names = [*guest.visit.controls.params, "by_depth", "near", "far", "free", "kept", "least", "most"]
+    names += [*(f"{part} {place}" for place in range(4) for part in ("where", "what")), "prompt"]
     shown = guest.visit.take_over(editing.Picture("Picture", "a.png", "0", Image.open(io.BytesIO(written(told)))))
     return {name: value for name, value in zip(names, shown, strict=True) if value != gradio.skip()}
 
 
 def test_settings_are_shown_as_the_page_asks_for_them(guest):
     told = {"map_points": [[1, 2], [3, 4, 0]], "map_gradient": 90.0, "guidance_scale": None, "steps": 7}
+    told |= {"regions": [{"where": {"name": "a.png"}, "prompt": "lost"}, {"where": "the cup", "prompt": "a bottle"}]}
     told |= {"map_depth": [0.1, 0.9], "map_limits": [0.2, 0.8], "prompt": "a pear", "seed": 3, "map_grow": 5}
     shown = shown_of(guest, {"diffdiff_map": {"made": told}} | told)
     assert shown == {
         **{"point": "1,2; 3,4,0", "gradient": "90", "guidance_scale": None, "steps": 7, "by_depth": True, "near": 0.1},
         **{"far": 0.9, "least": 0.2, "most": 0.8, "prompt": "a pear", "seed": 3, "grow": 5},
+        **{f"{part} {place}": "" for place in range(1, 4) for part in ("where", "what")},
+        **{"where 0": "the cup", "what 0": "a bottle"},
     }
 
 
@@ -875,7 +880,7 @@ def test_a_strangers_settings_lead_to_no_file(guest, site, folder):
     (folder / "secret.txt").write_text("secret")
     file = {"path": str(folder / "secret.txt"), "meta": FILE}
     update = {"__type__": "update", "value": file, "choices": [file]}
-    names = [*studio.DEFAULTS, *maps.INPUTS.values(), "prompt", "negative_prompt"]
+    names = [*studio.DEFAULTS, *maps.INPUTS.values(), "prompt", "negative_prompt", "regions"]
     for value in (file, update, [file], [[file]], [1, 2, 3], "x" * 9999, "\0", True, 1e300, float("nan"), {}):
         for told in (dict.fromkeys(names, value), {"diffdiff_map": value}, {"diffdiff_map": {"made": value}}):
             assert not any(isinstance(shown, dict | list) for shown in shown_of(guest, told).values())
@@ -1027,3 +1032,47 @@ def test_a_password_is_asked_for(site, monkeypatch):
         assert stranger.get("config").status_code == 200
         assert stranger.get("").status_code == 200
     page.close()
+
+
+# Regions
+
+
+def test_regions_are_seen_edited_repeated_and_come_back(tmp_path):
+    """The command line that the page shows makes the same picture."""
+    example = studio.EXAMPLES[2]  # an apple and a cup
+    path = example.write(str(tmp_path))
+    photo = editing.read_picture(str(path), "Photo")
+    work = studio.Studio({})
+    regions = [("the cup", "a red apple and a purple bottle on a tabletop"), ("", "")]
+    params = {"regions": regions, "steps": 2, "seed": 3, "text": "the cup"}
+    plain, tinted = (work.preview(photo, photo, None, params | {"regions": shown}, {}) for shown in ([], regions))
+    cup = np.asarray(plain).astype(int) - np.asarray(tinted)
+    assert abs(cup[100:180, 160:210]).mean() > 30
+    assert abs(cup[100:180, 20:60]).mean() < 10
+
+    change_map = work.make_map(photo, photo, None, params, {}, tmp_path)
+    ((made, command),) = work.edit(photo, change_map, "a red apple and a blue cup on a tabletop", params)
+    told = studio.read_settings(editing.read_picture(str(made), "it"))
+    assert told["regions"] == [{"prompt": regions[0][1], "where": "the cup"}]
+    with contextlib.chdir(tmp_path):
+        again = CliRunner().invoke(app, [*shlex.split(command)[1:], "--out", "again.png"])
+    assert again.exit_code == 0, again.output
+    assert (np.asarray(Image.open(tmp_path / "again.png")) == np.asarray(Image.open(made))).all()
+
+
+@pytest.mark.parametrize(
+    ("regions", "says"),
+    [
+        ([("the cup", "")], "A place needs both its name and what to show there"),
+        ([("", "a pear")], "A place needs both its name and what to show there"),
+        ([("/etc/passwd.png", "a pear")], "A place is named in words here"),
+        ([("https://example.com/a", "a pear")], "A place is named in words here"),
+    ],
+)
+def test_a_strangers_regions_open_no_file(tmp_path, regions, says):
+    path = studio.EXAMPLES[0].write(str(tmp_path))
+    photo = editing.read_picture(str(path), "Photo")
+    work = studio.Studio({})
+    change_map = work.make_map(photo, photo, None, {"gradient": "90"}, {}, tmp_path)
+    with pytest.raises(loading.UserError, match=says):
+        next(work.edit(photo, change_map, "a pear", {"regions": regions, "steps": 1, "seed": 0}))

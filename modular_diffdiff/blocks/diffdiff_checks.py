@@ -21,6 +21,7 @@ from . import (
     diffdiff_picture_checks,
     diffdiff_pixels,
     diffdiff_refusals,
+    diffdiff_regions,
     diffdiff_sources,
 )
 
@@ -30,6 +31,8 @@ MODELS = ("transformer", "unet", "vae", "scheduler", "text_encoder", "tokenizer"
 # What would be encoded in the image's place or move it under the map, and inpainting's own.
 NOT_WITH_A_MAP = ("resized_image", "preprocess_kwargs", "padding_mask_crop")
 NOT_WITH_A_MAP += ("processed_mask_image", "masked_image_latents", "mask_overlay_kwargs")
+# What says where regions are.
+REGION_PLACES = ("region_maps", "region_texts")
 # Features of embeddings, as denoisers call them in their configurations.
 FEATURES = {
     "prompt_embeds": ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim"),
@@ -85,13 +88,41 @@ def check_sources(asked: Asked, prompts: int | None) -> None:
         raise BadInputError("`invert_diffdiff_map` is True, but no `diffdiff_map` is given that it would invert.")
 
 
+def check_regions(asked: Asked, prompts: int | None) -> None:
+    """Refuses regions that lack a prompt or a place, or are more or fewer than these."""
+    prompt = asked.get("region_prompts")
+    if prompt is None:
+        for name in (*REGION_PLACES, "region_strengths"):
+            if name in asked.given:
+                raise BadInputError(f"`{name}` is given, but there are no `region_prompts` for it.")
+        return
+    if not asked.reads("prompt"):
+        raise BadInputError("`region_prompts` is given, but no block encodes a prompt.")
+    if not asked.given.keys() & set(REGION_PLACES):
+        raise BadInputError("`region_prompts` is given, but neither `region_maps` nor `region_texts` says where.")
+    counts = {len(one) for one in diffdiff_regions.by_picture(prompt)}
+    if len(counts) != 1:
+        raise BadInputError("`region_prompts` holds lists of different lengths; each image takes as many regions.")
+    if "region_texts" in asked.given:
+        counts |= {len(one) for one in diffdiff_regions.by_picture(asked.get("region_texts"))}
+        diffdiff_regions.check_pairs(counts, "region_texts")
+    if (strengths := asked.get("region_strengths")) is not None:
+        diffdiff_regions.check_pairs({*counts, len(strengths)}, "region_strengths")
+    if isinstance(prompt[0], list) and prompts is not None:
+        outputs = prompts * asked.get("num_images_per_prompt", 1)
+        if len(prompt) != outputs:
+            diffdiff_asked.check_count("region_prompts", len(prompt), prompts)
+
+
 def check_pictures(asked: Asked) -> None:
     """Refuses what needs pictures in a run without pictures."""
     asked_for = [asked.lays_over, *(name for name in ("match_colors", "preview_map") if asked.get(name))]
+    if asked.get("map_fill", "original") != "original":
+        asked_for.append("map_fill")
     for name in filter(None, asked_for):
         if "image" not in asked.given:
             raise BadInputError(f"`{name}` is given, but there is no `image` for it.")
-        if asked.get("output_type") == "latent" and name != "preview_map":
+        if asked.get("output_type") == "latent" and name not in ("preview_map", "map_fill"):
             raise BadInputError(f"`{name}` needs pictures; `output_type` is 'latent'.")
 
 
@@ -231,6 +262,8 @@ def check_original(components, asked: Asked, family: diffdiff_block.FamilyTraits
     encodes = asked.makes(family.original)
     if encodes and "image" not in asked.given:
         raise BadInputError(f"`image` is missing; it takes {diffdiff_docs.KINDS['image'].takes}.")
+    if not encodes and asked.get("map_fill", "original") != "original":
+        raise BadInputError(f"`map_fill` is {asked.get('map_fill')!r}, but no block encodes an image.")
     if not encodes:
         check_latents(components, asked, family, prompts)
     if "image" in asked.given:
@@ -326,6 +359,7 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
         prompts = diffdiff_asked.count_prompts(state)
         check_guidance(components, asked)
         check_sources(asked, prompts)
+        check_regions(asked, prompts)
         check_embeddings(components, asked, self.family.embeddings, prompts)
         check_pictures(asked)
         check_overlay(asked)

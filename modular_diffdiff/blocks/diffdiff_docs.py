@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "map_seam": "across",
     "map_limits": (0.0, 1.0),
     "map_combine": "keep",
+    "map_fill": "original",
     "fan_strengths": (0.2, 0.4, 0.6, 0.8, 1.0),
 }
 # What values are taken, by name.
@@ -133,7 +134,24 @@ _describe(
 _describe(
     diffdiff_kinds.number(0, 1),
     map_text_threshold="Cuts what `map_text` finds at this probability: from it on everything may change, below it "
-    "nothing. Without it, the probabilities are the strengths.",
+    "nothing. Without it, the probabilities are the strengths. It cuts what `region_texts` finds likewise.",
+)
+_describe(
+    diffdiff_kinds.for_regions("texts", str, diffdiff_kinds.is_text),
+    region_prompts="What to draw in parts of the image, a prompt for each region; `prompt` holds where no region is.",
+)
+_describe(
+    diffdiff_kinds.change_maps("change maps as `diffdiff_map` does, one for each prompt in `region_prompts`"),
+    region_maps="Where each region is: white (1) where its prompt holds, grey where it shares with others, black (0) "
+    "elsewhere.",
+)
+_describe(
+    diffdiff_kinds.for_regions("texts that are not blank", str, diffdiff_kinds.is_name),
+    region_texts="Where each region is, in words, in place of `region_maps`. A segmenter finds it.",
+)
+_describe(
+    diffdiff_kinds.listed(diffdiff_kinds.number(0, 1)),
+    region_strengths="Turns the change map down in each region, as `strength` does everywhere.",
 )
 _describe(
     diffdiff_kinds.points(),
@@ -157,6 +175,12 @@ _describe(
 _describe(
     diffdiff_kinds.choice("keep", "change"),
     map_combine="How to combine several maps: 'keep' what any of them keeps, or 'change' what any of them changes.",
+)
+_describe(
+    diffdiff_kinds.choice("original", "blur", "noise", "color"),
+    map_fill="What changed parts start from: 'original'; 'blur', what surrounds them, drawn smoothly inwards; 'noise'; "
+    "or 'color', the mean colour of what is kept. It counts at strengths below 1, where the original shows through. "
+    "Where the map is darkest all is filled, where it is lighter less, and what it keeps is not touched.",
 )
 _describe(
     diffdiff_kinds.span("two numbers in [0, 1], black below white by 0.001 or more", 0.001),
@@ -340,6 +364,23 @@ _describe(
     level_sigmas="Factor of the noise at every noise level of the schedule, and 0 last.",
     timestep_cond="Embedded guidance scale, for UNets distilled with one (LCM).",
     controlnet_cond="The control image, resized and repeated.",
+)
+_describe(
+    diffdiff_kinds.unchecked(torch.Tensor),
+    region_weights="How much each prompt of a picture counts for each latent element, (outputs, prompts, ...).",
+)
+_describe(
+    diffdiff_kinds.unchecked(torch.Tensor),
+    filled_latents="What changed parts start from, encoded.",
+    masked_image_latents="The picture without all that the map ever releases, encoded, for inpainting UNets.",
+)
+_describe(
+    diffdiff_kinds.unchecked(list),
+    filled_image="The image as changed parts start from it.",
+)
+_describe(
+    diffdiff_kinds.unchecked(list[int]),
+    region_begins="The step in which each region of each picture begins to change, outputs x prompts.",
 )
 _describe(
     diffdiff_kinds.unchecked(list),

@@ -24,6 +24,7 @@ from . import (
     diffdiff_block,
     diffdiff_checks,
     diffdiff_docs,
+    diffdiff_fill,
     diffdiff_fit,
     diffdiff_guidance,
     diffdiff_loop,
@@ -33,6 +34,7 @@ from . import (
     diffdiff_placement,
     diffdiff_prepare,
     diffdiff_preview,
+    diffdiff_regions,
     diffdiff_saving,
     diffdiff_shape,
     diffdiff_sources,
@@ -45,6 +47,8 @@ a change map. White keeps the original, black lets everything change."""
 # What upstream calls a workflow that starts from an image, in a workflow's name.
 STARTS_FROM_IMAGE = re.compile("image2image|img2img|image_conditioned")
 TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+# What predicts, or steers what does.
+MODELS = {"transformer", "unet", "controlnet"}
 # What blocks pass on and never make up: whoever needs one needs it from outside.
 PASSED_ON = re.compile(rf"{TEXT.pattern}|.*prompt_embeds|image|image_latents|diffdiff_map")
 
@@ -88,10 +92,15 @@ def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTrai
         "make_map": diffdiff_make_map.step_for(blocks, family),
         "shape_map": diffdiff_shape.DiffDiffShapeMapStep(family),
         "read_map": diffdiff_placement.DiffDiffReadMapStep(family),
+        "find_regions": diffdiff_regions.DiffDiffAutoRegionTextsStep(),
+        "read_regions": diffdiff_regions.DiffDiffReadRegionsStep(family),
         "show_map": diffdiff_preview.DiffDiffPreviewMapStep(),
         "crop_to_change": diffdiff_placement.DiffDiffCropToChangeStep(),
         "fit": diffdiff_fit.DiffDiffFitStep(family),
+        "region_prompts": diffdiff_regions.DiffDiffRegionPromptsStep(family),
     }
+    if starts_from_image(family):
+        front["fill"] = diffdiff_fill.DiffDiffFillStep(family)
     if "control_image" in blocks.input_names:
         front["fit_control"] = diffdiff_fit.DiffDiffAutoFitControlStep()
     _insert(blocks, 0, front)
@@ -148,6 +157,11 @@ def _pop_makers(blocks: ModularPipelineBlocks, name: str) -> bool:
                 blocks.sub_blocks.pop(part)
             found = True
     return found
+
+
+def starts_from_image(family: diffdiff_block.FamilyTraits) -> bool:
+    """Whether its model starts from the noised image; edit models start from noise, and look at the image."""
+    return "strength" in family.fixed
 
 
 def _check_workflow(executed: SequentialPipelineBlocks, family: diffdiff_block.FamilyTraits) -> None:
@@ -211,9 +225,14 @@ def _open_loops(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTrait
             _open_loops(child, family)
         # the nearest sequence around a loop
         if isinstance(block, SequentialPipelineBlocks) and _has_loop(child, ConditionalPipelineBlocks):
+            filled = (
+                {"start_filled": diffdiff_fill.DiffDiffStartFilledStep(family)} if starts_from_image(family) else {}
+            )
             steps = {
                 "prepare": diffdiff_prepare.DiffDiffPrepareStep(family),
+                **filled,
                 "skip_frozen": diffdiff_prepare.DiffDiffSkipFrozenStep(),
+                "region_rows": diffdiff_regions.DiffDiffRegionRowsStep(family),
             }
             _insert(block, _place_to_prepare(block, name, family.original), steps)
 
@@ -222,13 +241,29 @@ def _opened(loop: LoopSequentialPipelineBlocks, family: diffdiff_block.FamilyTra
     """The same loop, a subclass's, with our blocks as its first and last."""
     kind = type(f"DiffDiff{type(loop).__name__}", (diffdiff_loop.DiffDiffLoop, type(loop)), {})
     opened = kind.from_blocks_dict(InsertableDict(loop.sub_blocks))
-    guided = [name for name, step in loop.sub_blocks.items() if "guider" in step.component_names]
-    for name in guided[-1:]:  # those before it prepare for the denoiser
-        opened.sub_blocks[name] = diffdiff_guidance.batching(loop.sub_blocks[name], family)
+    asking = [name for name, step in loop.sub_blocks.items() if MODELS & set(step.component_names)]
+    for name in asking:
+        step = loop.sub_blocks[name]
+        if name != asking[-1]:  # those before it prepare for the denoiser
+            mixins = [diffdiff_regions.DiffDiffRegional]
+        else:
+            guided = [diffdiff_guidance.DiffDiffBatchGuidance] * ("guider" in step.component_names)
+            mixins = [diffdiff_regions.DiffDiffRegionalDenoiser, *guided]
+        opened.sub_blocks[name] = _with_mixins(step, mixins, family)
     _insert(opened, 0, {"inject": diffdiff_loop.DiffDiffInjectStep()})
     last = {"restore": diffdiff_loop.DiffDiffRestoreStep(), "check_finite": diffdiff_loop.DiffDiffCheckFiniteStep()}
     _insert(opened, len(opened.sub_blocks), last)
     return opened
+
+
+def _with_mixins(
+    step: ModularPipelineBlocks, mixins: list[type], family: diffdiff_block.FamilyTraits
+) -> ModularPipelineBlocks:
+    """The same block, a subclass's, with these in front."""
+    kind = type(f"DiffDiff{type(step).__name__}", (*mixins, type(step)), {"family": family})
+    mixed = kind.__new__(kind)
+    vars(mixed).update(vars(step))
+    return mixed
 
 
 def _place_to_prepare(sequence: SequentialPipelineBlocks, holder: str, original: str) -> int:
@@ -254,7 +289,12 @@ def _note_grid(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits
             if _has_loop(maker):
                 _note_grid(maker, family)
             else:
-                _insert(block, place + 1, {"grid": diffdiff_prepare.DiffDiffGridStep(family)})
+                steps = {"grid": diffdiff_prepare.DiffDiffGridStep(family)}
+                if starts_from_image(family):
+                    given = dict.fromkeys(family.triggers, True)
+                    encoder = maker.get_execution_blocks(**given) if maker.sub_blocks else maker
+                    steps["encode_filled"] = diffdiff_fill.DiffDiffEncodeFilledStep(encoder, family)
+                _insert(block, place + 1, steps)
             return
 
 

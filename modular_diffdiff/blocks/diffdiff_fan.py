@@ -15,21 +15,10 @@ from . import (
 )
 
 
-NOISE = ("latents", "noise")
-
-
 def fan_out(keep: torch.Tensor, strengths: tuple[float, ...]) -> torch.Tensor:
     """(N + 1, 1, H, W) of one `keep`, (1, 1, H, W): at each of N strengths, and at all of them in strips."""
     whole = [diffdiff_map.turn_down(keep, strength) for strength in strengths]
     return torch.cat([*whole, diffdiff_map.turn_down_in_strips(keep, strengths)])
-
-
-def same_noise(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
-    """So many generators that draw the same numbers, the given one first; without one, they are seeded at random."""
-    if generator is None:
-        generator = torch.Generator().manual_seed(torch.randint(2**62, ()).item())
-    copies = [torch.Generator(generator.device).set_state(generator.get_state()) for _ in range(count - 1)]
-    return [generator, *copies]
 
 
 class DiffDiffFanStep(diffdiff_block.DiffDiffBlock):
@@ -43,9 +32,16 @@ class DiffDiffFanStep(diffdiff_block.DiffDiffBlock):
 
     needs = ("diffdiff_map",)
     takes = ("image", "invert_diffdiff_map", "allow_paths", "fan_strengths")
-    takes += (*NOISE, "generator", "num_images_per_prompt")
+    takes += (*diffdiff_trajectory.NOISE, "generator", "num_images_per_prompt")
     # the image as it is
-    gives = ("image", "diffdiff_map", "invert_diffdiff_map", *NOISE, "generator", "num_images_per_prompt")
+    gives = (
+        "image",
+        "diffdiff_map",
+        "invert_diffdiff_map",
+        *diffdiff_trajectory.NOISE,
+        "generator",
+        "num_images_per_prompt",
+    )
 
     def run(self, components, block_state, state) -> None:
         strengths = block_state.fan_strengths
@@ -65,11 +61,11 @@ class DiffDiffFanStep(diffdiff_block.DiffDiffBlock):
         size = diffdiff_placement.size_of_picture(components, state, self.family)
         diffdiff_map.warn_of_stretching(keeps, *size)
         maps = fan_out(diffdiff_map.resize_map(keeps[0], *size), strengths)
-        for name in NOISE:
+        for name in diffdiff_trajectory.NOISE:
             if (value := getattr(block_state, name)) is not None:
                 setattr(block_state, name, diffdiff_trajectory.for_each_output(value, len(maps)))
         block_state.diffdiff_map, block_state.invert_diffdiff_map = maps, False
-        block_state.generator = same_noise(generators[0], len(maps))
+        block_state.generator = diffdiff_trajectory.same_noise(generators[0], len(maps))
         block_state.num_images_per_prompt = len(maps)
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from diffusers.guiders import BaseGuidance
-from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 
-from . import diffdiff_block, diffdiff_docs, diffdiff_refusals
+from . import diffdiff_block, diffdiff_docs, diffdiff_refusals, diffdiff_rows
 
 
 CONDITIONS = ["pred_cond", "pred_uncond"]
@@ -81,25 +80,6 @@ def _join_values(name: str, values: list[Any], rows: int, family: diffdiff_block
     return torch.cat(values)
 
 
-def repeat(value: Any, rows: int, times: int, family: diffdiff_block.FamilyTraits) -> Any:
-    """An argument of a model, in which whatever has a row for each output has it `times` times."""
-    if isinstance(value, torch.Tensor):
-        # latents have their channels last, as upstream's encoder leaves them, and with these a CPU takes longer
-        return torch.cat([value] * times).contiguous() if value.ndim and len(value) == rows else value
-    if isinstance(value, dict):
-        return {key: part if key in family.shared else repeat(part, rows, times, family) for key, part in value.items()}
-    if not isinstance(value, (list, tuple)):
-        return value
-    if len(value) == rows and (family.lists or all(map(_is_grids, value))):
-        return value * times
-    return value if family.lists else type(value)(repeat(part, rows, times, family) for part in value)
-
-
-def _is_grids(value: Any) -> bool:
-    """Whether this is a list of numbers, as the grids of an output's pictures."""
-    return isinstance(value, list) and not any(isinstance(part, torch.Tensor) for part in value)
-
-
 class _StandIn:
     """Stands in for an object, and has its attributes."""
 
@@ -145,8 +125,9 @@ class _Model(_StandIn):
         rows, times, family = self.guider.rows, len(self.guider.conditions), self.guider.family
         if times == 1:
             return self._stands_for(*args, **kwargs)
-        args = [repeat(given, rows, times, family) for given in args]
-        answer = self._stands_for(*args, **repeat(kwargs, rows, times, family))
+        repeat = diffdiff_rows.repeat(times)
+        args = [diffdiff_rows.change_rows(given, rows, repeat, family) for given in args]
+        answer = self._stands_for(*args, **diffdiff_rows.change_rows(kwargs, rows, repeat, family))
         if kwargs.get("guess_mode"):  # a ControlNet then acts on the first condition alone
             down, middle = answer
             for residual in (*down, middle):
@@ -180,11 +161,3 @@ class DiffDiffBatchGuidance(diffdiff_docs.Documented):
         for name in {spec.name for spec in self.expected_components} - {"guider"}:
             setattr(seen, name, _Model(getattr(components, name), seen.guider))
         return seen
-
-
-def batching(denoiser: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> ModularPipelineBlocks:
-    """The same denoiser, a subclass's, that takes `batch_guidance`."""
-    kind = type(f"DiffDiff{type(denoiser).__name__}", (DiffDiffBatchGuidance, type(denoiser)), {"family": family})
-    batched = kind.__new__(kind)
-    vars(batched).update(vars(denoiser))
-    return batched

@@ -99,10 +99,27 @@ def names() -> Kind:
     """Texts that say something."""
 
     def accepts(value: Any) -> bool:
-        said = value if isinstance(value, list) else [value]
-        return texts().accepts(value) and all(text.strip() for text in said)
+        return texts().accepts(value) and all(map(is_name, value if isinstance(value, list) else [value]))
 
     return Kind(str | list[str], "a text that is not blank, or a list of these", accepts)
+
+
+def is_name(value: Any) -> bool:
+    """Whether this is a text that says something."""
+    return is_text(value) and bool(value.strip())
+
+
+def for_regions(plural: str, kind: type, accepts_one: Callable[[Any], bool]) -> Kind:
+    """One value for each region, or a list of these for each image."""
+
+    def is_list(value: Any, accepts_each: Callable[[Any], bool]) -> bool:
+        return isinstance(value, list) and len(value) > 0 and all(map(accepts_each, value))
+
+    def accepts(value: Any) -> bool:
+        return is_list(value, accepts_one) or is_list(value, lambda one: is_list(one, accepts_one))
+
+    takes = f"a list of {plural}, one for each region, or a list of such lists, one for each image"
+    return Kind(list[kind] | list[list[kind]], takes, accepts)
 
 
 def pair() -> Kind:
@@ -192,6 +209,15 @@ def several(kind: Kind) -> Kind:
         )
 
     return Kind(kind.type_hint | list[kind.type_hint], f"{kind.takes}, or a list of these", accepts)
+
+
+def listed(kind: Kind) -> Kind:
+    """A list of them."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(kind.accepts, value))
+
+    return Kind(list[kind.type_hint], f"a list: for each, {kind.takes}", accepts)
 
 
 def generators() -> Kind:

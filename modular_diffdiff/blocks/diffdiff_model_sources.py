@@ -106,18 +106,38 @@ class DiffDiffMapTextStep(DiffDiffModelMapSource):
         if not {len(pictures), len(texts)} <= {1, count}:
             raise BadInputError(f"`map_text` holds {len(texts)}, and `image` {len(pictures)}: one for each, or one.")
         pictures, texts = pictures * (count // len(pictures)), texts * (count // len(texts))
-        model = components.text_segmenter
-        inputs = components.text_segmenter_processor(text=texts, images=pictures, padding=True, return_tensors="pt")
-        tokens, most = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
-        if tokens > most:
-            raise BadInputError(f"`map_text` is {tokens} tokens long; the segmenter reads {most}.")
-        inputs = inputs.to(components._execution_device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        logits = model(**inputs).logits
-        found = resize_smoothly(logits.float().sigmoid().view(count, 1, *logits.shape[-2:]), size)
-        if block_state.map_text_threshold is not None:
-            found = (found >= block_state.map_text_threshold).float()
+        found = find_words(components, pictures, texts, size, block_state.map_text_threshold)
         return self.keep_but(found, [repr(text) for text in texts])
+
+
+def find_words(
+    components,
+    pictures: list[PIL.Image.Image],
+    texts: list[str],
+    size: tuple[int, int],
+    threshold: float | None,
+    name: str = "map_text",
+) -> torch.Tensor:
+    """(B, 1, height, width): the probability that a pixel shows what the words name, 0 or 1 with a threshold.
+
+    Args:
+        pictures: B pictures in RGB.
+        texts: What to look for in each of them.
+        name: What errors call the texts.
+
+    Raises:
+        BadInputError: If a text is longer than the segmenter reads.
+    """
+    model = components.text_segmenter
+    inputs = components.text_segmenter_processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    tokens, most = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
+    if tokens > most:
+        raise BadInputError(f"`{name}` is {tokens} tokens long; the segmenter reads {most}.")
+    inputs = inputs.to(components._execution_device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    logits = model(**inputs).logits
+    found = resize_smoothly(logits.float().sigmoid().view(len(texts), 1, *logits.shape[-2:]), size)
+    return found if threshold is None else (found >= threshold).float()
 
 
 class DiffDiffSegmentAnythingSource(DiffDiffModelMapSource):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import PIL.Image
@@ -23,6 +23,8 @@ class Placement:
     Attributes:
         originals: The pictures as given, all of one size, for `overlay`; empty where `image_latents` is given alone.
         keeps: The change maps as they count, white (1) keeps; a (1, 1, H, W) each, of any size, stretched to `whole`.
+        regions: Where each prompt of a picture holds, a (1, prompts, H, W) for each picture or for all; empty without
+            regions.
         whole: Size of the originals.
         box: The part of them that is edited, (left, top, right, bottom).
         size: The size that this part is edited at.
@@ -37,6 +39,7 @@ class Placement:
     size: tuple[int, int]
     canvas: tuple[int, int]
     grid: tuple[int, int] | None = None
+    regions: list[torch.Tensor] = field(default_factory=list)
 
     @classmethod
     def of(cls, originals: list[Any], keeps: list[torch.Tensor], size: tuple[int, int]) -> Placement:
@@ -48,13 +51,15 @@ class Placement:
         """Whether only a part of the pictures is edited."""
         return self.box != (0, 0, self.whole[1], self.whole[0])
 
-    def keeps_in_box(self) -> list[torch.Tensor]:
-        """The maps of the part that is edited, a (1, 1, H, W) each."""
+    def in_box(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Of maps of the pictures, (1, ..., H, W) each, the part that is edited."""
         if not self.is_cut:
-            return self.keeps
-        return [
-            diffdiff_pixels.cut(diffdiff_map.resize_map(keep, *self.whole)[0], self.box)[None] for keep in self.keeps
-        ]
+            return maps
+        return [diffdiff_pixels.cut(diffdiff_map.resize_map(one, *self.whole)[0], self.box)[None] for one in maps]
+
+    def keeps_in_box(self) -> list[torch.Tensor]:
+        """The change maps of the part that is edited, a (1, 1, H, W) each."""
+        return self.in_box(self.keeps)
 
     def shown(self, height: int, width: int) -> tuple[int, int]:
         """Of a result of this size, what shows the image; a model that sizes what it gets sizes the padding too."""

@@ -24,8 +24,10 @@ from . import (
     diffdiff_docs,
     diffdiff_fit,
     diffdiff_guidance,
+    diffdiff_inpainting,
     diffdiff_loop,
     diffdiff_prepare,
+    diffdiff_regions,
     diffdiff_trajectory,
 )
 
@@ -42,6 +44,13 @@ TRAITS = diffdiff_block.FamilyTraits(
 
 class SDXLDiffDiffFitStep(diffdiff_fit.DiffDiffFitStep):
     """`DiffDiffFitStep` for SDXL's prompts and latents."""
+
+    model_name = "stable-diffusion-xl"
+    family = TRAITS
+
+
+class SDXLDiffDiffRegionPromptsStep(diffdiff_regions.DiffDiffRegionPromptsStep):
+    """`DiffDiffRegionPromptsStep` for SDXL's prompts."""
 
     model_name = "stable-diffusion-xl"
     family = TRAITS
@@ -138,12 +147,16 @@ class SDXLDiffDiffLoopBeforeDenoiser(diffdiff_docs.Documented, StableDiffusionXL
         return super().__call__(components, block_state, i=i, t=t)
 
 
-class SDXLDiffDiffLoopDenoiser(diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLLoopDenoiser):
+class SDXLDiffDiffLoopDenoiser(
+    diffdiff_regions.DiffDiffRegionalDenoiser, diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLLoopDenoiser
+):
     """Predicts the noise with guidance; with `batch_guidance` the UNet is called once for all conditions."""
 
 
 class SDXLDiffDiffControlNetLoopDenoiser(
-    diffdiff_guidance.DiffDiffBatchGuidance, StableDiffusionXLControlNetLoopDenoiser
+    diffdiff_regions.DiffDiffRegionalDenoiser,
+    diffdiff_guidance.DiffDiffBatchGuidance,
+    StableDiffusionXLControlNetLoopDenoiser,
 ):
     """Predicts the noise with guidance and a ControlNet; with `batch_guidance` both models are called once for all
     conditions."""
@@ -151,8 +164,9 @@ class SDXLDiffDiffControlNetLoopDenoiser(
 
 def _around(denoiser: type) -> list[type]:
     """The blocks of a denoising loop with this denoiser."""
+    first = (SDXLDiffDiffLoopBeforeDenoiser, diffdiff_inpainting.SDXLDiffDiffInpaintingStep)
     last = (diffdiff_loop.DiffDiffRestoreStep, diffdiff_loop.DiffDiffCheckFiniteStep)
-    return [SDXLDiffDiffLoopBeforeDenoiser, denoiser, StableDiffusionXLLoopAfterDenoiser, *last]
+    return [*first, denoiser, StableDiffusionXLLoopAfterDenoiser, *last]
 
 
 class SDXLDiffDiffDenoiseLoop(
@@ -164,7 +178,7 @@ class SDXLDiffDiffDenoiseLoop(
     """
 
     block_classes = _around(SDXLDiffDiffLoopDenoiser)
-    block_names = ["before_denoiser", "denoiser", "after_denoiser", "restore", "check_finite"]
+    block_names = ["before_denoiser", "inpainting", "denoiser", "after_denoiser", "restore", "check_finite"]
 
 
 class SDXLDiffDiffControlNetDenoiseLoop(SDXLDiffDiffDenoiseLoop):

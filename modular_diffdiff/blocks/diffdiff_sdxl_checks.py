@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from . import (
     diffdiff_asked,
     diffdiff_checks,
+    diffdiff_inpainting,
     diffdiff_picture_checks,
     diffdiff_refusals,
     diffdiff_sdxl,
@@ -31,14 +32,20 @@ def is_refiner(components) -> bool:
     return None not in (encoder, unet) and unet.config.cross_attention_dim == encoder.config.hidden_size
 
 
-def check_parts(components) -> None:
+def check_parts(components, asked: Asked) -> None:
     """Refuses a scheduler or UNet that cannot do it."""
     scheduler, unet, channels = components.scheduler, components.unet, components.num_channels_latents
     if not hasattr(scheduler, "add_noise"):
         refuse("scheduler", type(scheduler).__name__, "one with `add_noise`, e.g. `EulerDiscreteScheduler`")
-    if unet.config.in_channels != channels:
-        takes = f"one with the latents' {channels}: a text-to-image UNet, no inpainting one"
+    inpainting = diffdiff_inpainting.is_inpainting(components)
+    if unet.config.in_channels != channels and not inpainting:
+        takes = f"one with the latents' {channels}, or {2 * channels + 1} for inpainting"
         refuse("unet", f"a {type(unet).__name__} with {unet.config.in_channels} input channels", takes)
+    if inpainting and "image" not in asked.given:
+        raise BadInputError("`image` is missing: an inpainting UNet is shown it, without what the map releases.")
+    if inpainting and "control_image" in asked.given:
+        why = "upstream's loop shows a ControlNet all that it shows the UNet, whose 9 channels it cannot take"
+        raise BadInputError(f"`control_image` cannot be combined with an inpainting UNet: {why}.")
 
 
 def check_hand_over(asked: Asked) -> None:
@@ -189,7 +196,7 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
         check_encoded(components, asked)
         check_ip_adapter(components, asked)
         super().check(components, state, asked)
-        check_parts(components)
+        check_parts(components, asked)
         check_pooled(components, asked)
         check_hand_over(asked)
         check_share(diffdiff_checks.check_schedule(components.scheduler, asked), asked)

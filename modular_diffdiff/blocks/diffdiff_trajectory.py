@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 
+NOISE = ("latents", "noise")  # what a run draws, where it is not given
+
+
 def noise_levels(scheduler, timesteps: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """alpha and sigma of every level of a schedule, as the scheduler itself applies them.
 
@@ -115,6 +118,20 @@ def for_each_output(items: Any, outputs: int) -> Any:
     rows = [items] if isinstance(items, str) else list(items.split(1) if isinstance(items, torch.Tensor) else items)
     rows = [row for row in rows for _ in range(outputs // len(rows))]
     return torch.cat(rows) if isinstance(items, torch.Tensor) else rows
+
+
+def same_noise(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
+    """So many generators that draw the same numbers, the given one first; without one, they are seeded at random."""
+    if generator is None:
+        generator = torch.Generator().manual_seed(torch.randint(2**62, ()).item())
+    copies = [torch.Generator(generator.device).set_state(generator.get_state()) for _ in range(count - 1)]
+    return [generator, *copies]
+
+
+def own_draws(count: int, device: torch.device) -> torch.Generator | list[torch.Generator]:
+    """Generators for an encoder of so many pictures, each the same, so that those of the run stay what they are."""
+    generators = [torch.Generator(device).manual_seed(0) for _ in range(count)]
+    return generators if count > 1 else generators[0]
 
 
 def warn_of_correctors(scheduler, release_steps: torch.Tensor) -> None:

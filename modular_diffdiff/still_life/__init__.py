@@ -13,6 +13,10 @@ MASK_GENERATOR = str(Path(COMPANIONS) / "mask_generator")
 DEPTH_ESTIMATOR = str(Path(COMPANIONS) / "depth_estimator")
 # A control image for its ControlNets, so that nobody needs an edge detector: `controls.outline` of a blue bottle.
 EDGES = str(Path(__file__).parent / "bottle_edges.png")
+# What its inpainting UNet has of its own; `models.load_inpainting_unet` takes the rest from the checkpoint's.
+INPAINTING = Path(COMPANIONS) / "inpainting" / "encoder.safetensors"
+# A LoRA that makes it draw in four steps and without guidance, with `LCMScheduler`.
+LCM_LORA = Path(COMPANIONS) / "lcm_lora" / "lcm-lora_still-life.safetensors"
 IP_ADAPTER_NAME = "ip-adapter_still-life.safetensors"
 # Of classifier-free guidance; more pushes its colours out of range.
 GUIDANCE_SCALE = 2.0

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -17,6 +18,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnProcessor
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -42,6 +44,7 @@ from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPi
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from . import CHECKPOINT, INPAINTING
 from .controls import CONTROL_TYPES
 from .scene import BACKGROUNDS, COLOURS, KINDS
 
@@ -146,6 +149,30 @@ def build_scheduler() -> EulerDiscreteScheduler:
         timestep_spacing="trailing",
         steps_offset=1,
     )
+
+
+# What `train_inpainting` trains: all that the UNet has before its way up.
+INPAINTING_PARTS = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
+
+
+def build_inpainting_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of the UNet that is given a mask and a masked picture beside its latents, and starts out blind to them.
+
+    Its 9 channels are those of `stable-diffusion-xl-1.0-inpainting`: latents (4), mask (1), masked latents (4).
+    """
+    inpainting = UNet2DConditionModel.from_config(unet.config, in_channels=9)
+    weights = unet.state_dict()
+    weights["conv_in.weight"] = F.pad(weights["conv_in.weight"], (0, 0, 0, 0, 0, 5))
+    inpainting.load_state_dict(weights)
+    return inpainting
+
+
+def load_inpainting_unet() -> UNet2DConditionModel:
+    """The embedded inpainting UNet, in float32."""
+    base = UNet2DConditionModel.from_pretrained(CHECKPOINT, subfolder="unet", torch_dtype=torch.float32)
+    unet = build_inpainting_unet(base)
+    unet.load_state_dict(load_file(INPAINTING), strict=False)
+    return unet.eval()
 
 
 # Of the convolutions that bring a control image from pixels to latents, an eighth of their side.

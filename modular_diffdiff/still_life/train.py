@@ -126,7 +126,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.weights = weights
         # Muon takes matrices: of a convolution, a row is an output channel
         self.matrices = [nn.Parameter(weight.data.flatten(1)) for weight in weights]
-        self.parts = [torch.optim.AdamW(others, lr_of_others, betas=(0.9, 0.99), weight_decay=0.01)]
+        self.parts = []
+        if others:
+            self.parts.append(torch.optim.AdamW(others, lr_of_others, betas=(0.9, 0.99), weight_decay=0.01))
         if weights:
             self.parts.append(torch.optim.Muon(self.matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
         super().__init__(self._groups(), {})
@@ -357,7 +359,7 @@ def _draw_part(shape: tuple[int, int], generator: torch.Generator) -> torch.Tens
 
 def noise_latents(
     x0: torch.Tensor,
-    originals: torch.Tensor,
+    originals: torch.Tensor | None,
     captions: list[str],
     tokenizer,
     text_encoder,
@@ -366,11 +368,13 @@ def noise_latents(
 ) -> Noised:
     """Noises latents (B, 4, H, W) at random timesteps, and encodes their captions, some of them as no prompt.
 
-    In every other case a part of the originals stands beside what counts, as it does in an edit. A model that has only
-    seen whole scenes goes on with what stands there, whatever the prompt says.
+    In every other case a part of the originals, if there are any, stands beside what counts, as it does in an edit. A
+    model that has only seen whole scenes goes on with what stands there, whatever the prompt says.
     """
-    counts = _draw_part(x0.shape[2:], generator)
-    x0 = torch.where(counts, x0, originals)
+    counts = torch.ones(x0.shape[2:], dtype=torch.bool)
+    if originals is not None:
+        counts = _draw_part(x0.shape[2:], generator)
+        x0 = torch.where(counts, x0, originals)
     noising = DDPMScheduler.from_config(build_scheduler().config)
     device = text_encoder.device
     tokens = tokenizer(

@@ -73,22 +73,27 @@ class Base:
         self.scenes = [training_scene(seed) for seed in range(len(scenes))]
 
     def draw(
-        self, generator: torch.Generator, batch: int, among: torch.Tensor | None = None
+        self, generator: torch.Generator, batch: int, among: torch.Tensor | None = None, left_open: float = LEFT_OPEN
     ) -> tuple[torch.Tensor, list[str], np.random.Generator]:
-        """Indices (batch,) of scenes, captions that leave much open, and a generator for what is to be drawn yet.
+        """Indices (batch,) of scenes, their captions, and a generator for what is to be drawn yet.
 
         Args:
             among: The indices to choose from; all by default.
+            left_open: How much the captions leave open, as in `caption`; by default much.
         """
         count = len(self.scenes) if among is None else len(among)
         indices = torch.randint(count, (batch,), generator=generator)
         if among is not None:
             indices = among[indices]
         rng = draw_rng(generator)
-        return indices, [caption(self.scenes[i], rng, LEFT_OPEN) for i in indices], rng
+        return indices, [caption(self.scenes[i], rng, left_open) for i in indices], rng
 
     def noise(self, indices: torch.Tensor, captions: list[str], generator: torch.Generator) -> Noised:
         return noise_latents(self.latents[indices], self.originals[indices], captions, *self.text, generator)
+
+    def noise_whole(self, indices: torch.Tensor, captions: list[str], generator: torch.Generator) -> Noised:
+        """The same for whole scenes, beside which no original stands."""
+        return noise_latents(self.latents[indices], None, captions, *self.text, generator)
 
     def steered_loss(self, noised: Noised, down: list[torch.Tensor], middle: torch.Tensor) -> torch.Tensor:
         """The UNet's, with a ControlNet's residuals added to its down and middle blocks."""

@@ -59,11 +59,17 @@ def pipe():
 
 
 def test_what_is_embedded_is_small():
-    """What draws, and the judge: 60 MB, the autoencoder that two of them hold counting once. What makes maps: 6."""
+    """What draws, and the judge: 60 MB, the autoencoder that two of them hold counting once. What makes maps: 6.
+
+    The inpainting UNet: 10, and the LoRA: 2.
+    """
     of_maps = [
         Path(part) for part in (still_life.TEXT_SEGMENTER, still_life.MASK_GENERATOR, still_life.DEPTH_ESTIMATOR)
     ]
     weights = {path: path.read_bytes() for path in Path(still_life.__file__).parent.rglob("*.safetensors")}
+    limits = {still_life.INPAINTING: 10e6, still_life.LCM_LORA: 2e6}
+    for path, limit in limits.items():
+        assert 0 < len(weights.pop(path)) <= limit
     drawing = {data for path, data in weights.items() if path.parent not in of_maps}
     assert sum(map(len, drawing)) <= 60e6
     assert 0 < sum(len(data) for path, data in weights.items() if path.parent in of_maps) <= 6e6
