@@ -133,7 +133,7 @@ def render_families() -> str:
                 "<= 1e-5" if row.strength else "",
                 "one reference" if row.references else "yes",
                 "yes" if "control_image" in blocks.get_workflow(opened[-1]).input_names else "",
-                "one prompt at a time" if blocks.family.one_prompt else "yes",
+                "yes" if "region_prompts" in blocks.input_names else "",
                 "yes" if row.name == "sdxl" else "",
                 "yes" if "map_fill" in blocks.input_names else "",
             )

@@ -120,9 +120,8 @@ def settle(
     """The model and the edit with what was left open filled in; all is checked that can be before a model is loaded."""
     editing.check_pictures(pictures, asked)
     maps.check_pictures(request)
-    model, asked = settle_model(model, asked)
-    maps.check_regions(request, model)
-    return model, asked
+    maps.check_regions(request)
+    return settle_model(model, asked)
 
 
 def settle_model(model: loading.Model, asked: editing.Edit) -> tuple[loading.Model, editing.Edit]:

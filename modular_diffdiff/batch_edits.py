@@ -140,7 +140,7 @@ class PictureEditor(Editor):
         pictures, request = asking.ask_pictures(change_map, row.params | given)
         editing.check_pictures(pictures, asked)
         maps.check_pictures(request)
-        maps.check_regions(request, self._model)
+        maps.check_regions(request)
         editing.warn_of_long_texts(self._pipe, asked)
         load = self._load_map_model
         made = maps.make_map(request, load=load), maps.make_regions(request, load)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from . import catalog, editing, loading
+from . import editing, loading
 
 
 if TYPE_CHECKING:
@@ -118,16 +118,14 @@ def check_pictures(request: Request) -> None:
             diffdiff_map.load_maps(request.inputs["diffdiff_map"].pixels)
 
 
-def check_regions(request: Request, model: loading.Model) -> None:
-    """Refuses regions that a model does not take, and pictures of them that cannot be read as maps.
+def check_regions(request: Request) -> None:
+    """Refuses pictures of regions that cannot be read as maps.
 
     Raises:
         UserError: Naming the option.
     """
     from .blocks import diffdiff_map
 
-    if request.regions and catalog.FAMILIES[model.family].blocks_class.family.one_prompt:
-        raise loading.UserError(f"--region: {model.title} takes one prompt at a time.")
     for region in request.regions:
         if isinstance(region.where, editing.Picture):
             editing.check_picture(region.where, deep=True)

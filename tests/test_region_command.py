@@ -99,7 +99,6 @@ def test_bad_regions_and_fills_end_in_a_line(folder, arguments, says):
 @pytest.mark.parametrize(
     ("option", "family", "says"),
     [
-        (("--region", "left.png=a pear"), "flux3", "--region: Flux 3 takes one prompt at a time."),
         (
             ("--fill", "blur"),
             "flux-kontext",

@@ -235,7 +235,7 @@ def test_nan_from_the_model_is_reported_with_its_timestep(tiny, bad_call):
 
 def test_a_restore_block_in_a_loop_without_its_inputs_is_refused_by_name(tiny):
     blocks = SDXLDiffDiffBlocks()
-    for name in ("prepare_latents", "start_filled", "skip_frozen", "region_rows"):
+    for name in ("region_prompts", "prepare_latents", "start_filled", "skip_frozen", "region_rows"):
         blocks.sub_blocks.pop(name)
     with pytest.raises(
         BadInputError, match="needs `noise`, `release_steps`, `level_alphas`, `level_sigmas`, `keep`, and no block"

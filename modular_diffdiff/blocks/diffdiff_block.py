@@ -33,7 +33,7 @@ class FamilyTraits:
         largest_area: Area in pixels above which it would shrink the image.
         latent_output: Whether its decoder gives latents where `output_type` is "latent".
         pictures_only: Whether it takes PIL images alone; floats are then rounded to 8 bits.
-        one_prompt: Whether it takes one prompt at a time, and no batch of them.
+        one_prompt: Whether its text encoders take one prompt at a time, and no batch of them.
         no_negative: The text that stands for no negative prompt in a batch.
         lists: Whether its denoiser takes lists with an entry for each output, where others take tensors with a row.
         shared: Arguments of its denoiser that serve all outputs, and have no row for each.

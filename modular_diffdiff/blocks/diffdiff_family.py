@@ -87,6 +87,8 @@ def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTrai
     family = _complete(family, executed)
     _open_loops(blocks, family)
     _note_grid(blocks, family)
+    if family.one_prompt:
+        _ask_for_each_prompt(blocks, family)
     front = {
         "check_inputs": diffdiff_checks.DiffDiffCheckInputsStep(family),
         "make_map": diffdiff_make_map.step_for(blocks, family),
@@ -254,6 +256,15 @@ def _opened(loop: LoopSequentialPipelineBlocks, family: diffdiff_block.FamilyTra
     last = {"restore": diffdiff_loop.DiffDiffRestoreStep(), "check_finite": diffdiff_loop.DiffDiffCheckFiniteStep()}
     _insert(opened, len(opened.sub_blocks), last)
     return opened
+
+
+def _ask_for_each_prompt(block: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> None:
+    """Lets blocks that take one prompt at a time, up to the loop, take several one after the other."""
+    for name, child in list(block.sub_blocks.items()):
+        if child.sub_blocks and not isinstance(child, LoopSequentialPipelineBlocks):
+            _ask_for_each_prompt(child, family)
+        elif "prompt" in child.input_names:
+            block.sub_blocks[name] = _with_mixins(child, [diffdiff_regions.DiffDiffEachPrompt], family)
 
 
 def _with_mixins(

@@ -37,7 +37,7 @@ def join(conditions: list[BlockState], rows: int, family: diffdiff_block.FamilyT
     fields = [condition.as_dict() for condition in conditions]
     for name in fields[0]:
         if f"{name}_mask" in fields[0] and all(one[name] is not None for one in fields):
-            _pad(fields, name, f"{name}_mask")
+            pad(fields, name, f"{name}_mask")
     joined = {name: _join_values(name, [one[name] for one in fields], rows, family) for name in fields[0]}
     return BlockState(**joined)
 
@@ -53,7 +53,7 @@ def check_fit(name: str, values: list[torch.Tensor | None], rows: int) -> None:
         )
 
 
-def _pad(fields: list[dict[str, Any]], name: str, mask: str) -> None:
+def pad(fields: list[dict[str, Any]], name: str, mask: str) -> None:
     """Brings embeddings (B, tokens, ...) and their masks (B, tokens) to one length, with tokens that do not count."""
     lengths = {one[name].shape[1] for one in fields}
     if len(lengths) == 1 and all(one[mask] is None for one in fields):

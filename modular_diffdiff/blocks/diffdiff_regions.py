@@ -20,6 +20,7 @@ from . import (
     diffdiff_block,
     diffdiff_docs,
     diffdiff_fit,
+    diffdiff_guidance,
     diffdiff_map,
     diffdiff_model_sources,
     diffdiff_pixels,
@@ -189,10 +190,6 @@ class DiffDiffRegionPromptsStep(diffdiff_fit.DiffDiffFitStep):
         pictures = len(prompts) * block_state.num_images_per_prompt
         count = block_state.placement.regions[0].shape[1]
         rows = pictures * count
-        if rows > 1 and self.family.one_prompt:
-            raise BadInputError(
-                "`region_prompts` needs a model that takes several prompts at once; this one takes one."
-            )
         regions = diffdiff_trajectory.for_each_output(by_picture(block_state.region_prompts), pictures)
         for name in self.of_prompts:
             value = getattr(block_state, name)
@@ -228,6 +225,44 @@ class DiffDiffRegionPromptsStep(diffdiff_fit.DiffDiffFitStep):
         for name in diffdiff_trajectory.NOISE:
             if (value := getattr(block_state, name)) is not None:
                 setattr(block_state, name, diffdiff_trajectory.for_each_output(value, pictures * count))
+
+
+class DiffDiffEachPrompt:
+    """Mixin of a text encoder's block that takes one prompt at a time: it is asked for each of a list of them."""
+
+    @torch.no_grad()
+    def __call__(self, components, state):
+        prompts, negative = state.get("prompt"), state.get("negative_prompt")
+        if not isinstance(prompts, list):
+            return super().__call__(components, state)
+        negatives = negative if isinstance(negative, list) else [negative] * len(prompts)
+        answers = []
+        for prompt, own in zip(prompts, negatives, strict=True):
+            state.set("prompt", prompt)
+            state.set("negative_prompt", own)
+            super().__call__(components, state)
+            answers.append({name: state.get(name) for name in self.intermediate_output_names})
+        state.set("prompt", prompts)
+        state.set("negative_prompt", negative)
+        for name in answers[0]:
+            if f"{name}_mask" in answers[0] and answers[0][name] is not None:
+                diffdiff_guidance.pad(answers, name, f"{name}_mask")
+        for name in answers[0]:
+            state.set(name, together(name, [answer[name] for answer in answers]))
+        return components, state
+
+
+def together(name: str, values: list[Any]) -> Any:
+    """What several prompts have become, as one batch."""
+    if not isinstance(values[0], torch.Tensor):
+        return None if values[0] is None else values
+    if len({value.shape[1:] for value in values}) > 1:
+        tokens = ", ".join(str(value.shape[1]) for value in values)
+        raise BadInputError(
+            f"`region_prompts` and `prompt` make `{name}` of {tokens} tokens, and this model takes no mask: give it "
+            "prompts of about one length."
+        )
+    return torch.cat(values)
 
 
 class DiffDiffRegionRowsStep(diffdiff_block.DiffDiffBlock):
