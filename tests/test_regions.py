@@ -218,7 +218,7 @@ STEERED = {
 
 @pytest.mark.parametrize("option", STEERED)
 def test_regions_go_with_everything_else(parts, controlnet, option):  # noqa: F811
-    """One that covers everything changes nothing, bit for bit, and two with the same prompt equal one up to rounding."""
+    """One that covers everything changes nothing, bit for bit, and two with one prompt equal it up to rounding."""
     adapted = option == "IP-Adapter"
     pipe = (sdxl.with_adapters if adapted else sdxl.automatic)(parts | {"controlnet": controlnet})
     options = STEERED[option]

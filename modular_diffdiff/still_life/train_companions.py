@@ -249,6 +249,31 @@ def embed(encoder, features: np.ndarray) -> torch.Tensor:
     return torch.cat([encoder(part.float().to(encoder.device)).image_embeds.cpu() for part in parts])
 
 
+def begin_stage(
+    description: str, out: Path, steps: int, arguments: list[str] | None
+) -> tuple[argparse.Namespace, np.ndarray, Base]:
+    """What a script that trains one thing beside the base begins with: its options, the scenes, and the base.
+
+    Args:
+        out: Where the result is saved by default.
+        steps: How many by default.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for scenes and checkpoints; the same folder resumes")
+    parser.add_argument("--out", type=Path, default=out, help="where it is saved (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--scenes", type=int, default=4_000)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=24, help="scenes a step")
+    options = parser.parse_args(arguments)
+    for folder in (options.work, options.out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    size = AutoencoderKL.load_config(CHECKPOINT, subfolder="vae")["sample_size"]
+    scenes = render_scenes(options.work, options.scenes, size)
+    originals = render_originals(options.work, options.scenes, size)
+    return options, scenes, Base(scenes, originals, options.work, options.device)
+
+
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for scenes and checkpoints; the same folder resumes")

@@ -8,7 +8,6 @@ WORK_DIR is the same.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from tqdm.auto import tqdm
 
 from . import CHECKPOINT, INPAINTING
 from .models import INPAINTING_PARTS, build_inpainting_unet
-from .train import fit, render_originals, render_scenes, scene_pixels
-from .train_companions import Base
+from .train import fit, scene_pixels
+from .train_companions import Base, begin_stage
 
 
 # The share of scenes in which everything is to be filled in: inpainting without a hole's edge is text-to-image.
@@ -85,30 +84,14 @@ def train_inpainting(base: Base, holes: torch.Tensor, shown: torch.Tensor, work:
     return parts
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for scenes and checkpoints; the same folder resumes")
-    parser.add_argument("--out", type=Path, default=INPAINTING, help="where it is saved (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scenes", type=int, default=4_000)
-    parser.add_argument("--steps", type=int, default=1_000)
-    parser.add_argument("--batch", type=int, default=24, help="scenes a step")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    options = _arguments(arguments)
+    options, scenes, base = begin_stage(__doc__, INPAINTING, 1_000, arguments)
     work = options.work
-    work.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(CHECKPOINT, subfolder="vae", torch_dtype=torch.float32).to(options.device)
-    size = vae.config.sample_size
-    scenes = render_scenes(work, options.scenes, size)
-    base = Base(scenes, render_originals(work, options.scenes, size), work, options.device)
     side = base.latents.shape[-1]
     holes = torch.from_numpy(np.stack([hole_of(seed, side) for seed in range(options.scenes)]))[:, None].float()
     shown = encode_with_holes(vae, scenes, holes, work / "latents-with-holes.pt") * vae.config.scaling_factor
     parts = train_inpainting(base, holes, shown, work, options.steps, options.batch)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.half().cpu() for name, weight in parts.state_dict().items()}, options.out)
 
 

@@ -9,19 +9,18 @@ base checkpoint stays as it is. The stage resumes as those of `train` do, and sh
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionXLPipeline
+from diffusers import LCMScheduler, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
-from . import CHECKPOINT, GUIDANCE_SCALE, LCM_LORA
+from . import GUIDANCE_SCALE, LCM_LORA
 from .models import build_scheduler
-from .train import fit, render_originals, render_scenes
-from .train_companions import Base
+from .train import fit
+from .train_companions import Base, begin_stage
 
 
 RANK = 10
@@ -102,26 +101,9 @@ def train_lcm_lora(base: Base, work: Path, steps: int, batch: int) -> dict[str, 
     return convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for scenes and checkpoints; the same folder resumes")
-    parser.add_argument("--out", type=Path, default=LCM_LORA, help="where it is saved (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scenes", type=int, default=4_000)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=24, help="scenes a step")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    options = _arguments(arguments)
-    work = options.work
-    work.mkdir(parents=True, exist_ok=True)
-    size = AutoencoderKL.load_config(CHECKPOINT, subfolder="vae")["sample_size"]
-    scenes = render_scenes(work, options.scenes, size)
-    base = Base(scenes, render_originals(work, options.scenes, size), work, options.device)
-    layers = train_lcm_lora(base, work, options.steps, options.batch)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options, _, base = begin_stage(__doc__, LCM_LORA, 300, arguments)
+    layers = train_lcm_lora(base, options.work, options.steps, options.batch)
     StableDiffusionXLPipeline.save_lora_weights(
         options.out.parent,
         unet_lora_layers={name: weight.half().cpu() for name, weight in layers.items()},
