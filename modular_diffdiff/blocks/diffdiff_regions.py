@@ -34,6 +34,9 @@ BadInputError = diffdiff_refusals.BadInputError
 # What a picture has once in the loop, however many prompts it has.
 OF_PICTURES = ("latents", "image_latents", "noise", "release_steps", "keep")
 
+# What is in the loop for our blocks alone: no model is given a row of it.
+NOT_ASKED = ("noise", "release_steps", "keep", "level_alphas", "level_sigmas", "region_weights", "region_begins")
+
 
 def weigh(regions: torch.Tensor) -> torch.Tensor:
     """(B, K + 1, H, W): what is left of each place for the picture's own prompt, and the weights of K regions.
@@ -335,6 +338,8 @@ class DiffDiffRegional(diffdiff_docs.Documented):
         of_picture = diffdiff_rows.choose([row // count for row in rows])
         of_prompt, seen = diffdiff_rows.choose(rows), {}
         for name, value in block_state.as_dict().items():
+            if name in NOT_ASKED:
+                continue
             value = diffdiff_rows.change_rows(value, pictures * count, of_prompt, self.family, name)
             seen[name] = diffdiff_rows.change_rows(value, pictures, of_picture, self.family, name)
         return seen
