@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
 
 from . import diffdiff_block, diffdiff_docs, diffdiff_loop, diffdiff_refusals
@@ -24,24 +26,30 @@ class Asked:
         executed: The blocks that run for them.
         ahead: Those of them behind the check.
         following: All blocks that can run behind it, of every branch.
+        takes, needs, gives: The names of a block's inputs, of the required ones and of its outputs; each block is asked
+            once, as a loop gathers them from all its steps.
     """
 
     def __init__(self, components, state, check: type):
         self.given = {name: value for name, value in state.values.items() if value is not None}
-        self.executed = components.blocks.get_execution_blocks(**self.given)
+        blocks = components.blocks  # a copy of them, made anew
+        self.executed = blocks.get_execution_blocks(**self.given)
         self.blocks = list(self.executed.sub_blocks.values())
         checks = [place for place, block in enumerate(self.blocks) if isinstance(block, check)]
         self.ahead = self.blocks[checks[0] + 1 :]
-        self.following = _following(components.blocks, check)
+        self.following = _following(blocks, check)
         self.get = self.given.get
+        self.takes = functools.cache(lambda block: frozenset(block.input_names))
+        self.needs = functools.cache(lambda block: frozenset(block.required_inputs))
+        self.gives = functools.cache(lambda block: frozenset(block.intermediate_output_names))
 
     def makes(self, name: str) -> bool:
         """Whether a block makes this value from others; passing it on does not count."""
-        return any(name in block.intermediate_output_names and name not in block.input_names for block in self.blocks)
+        return any(name in self.gives(block) - self.takes(block) for block in self.blocks)
 
     def reads(self, name: str) -> bool:
         """Whether a block works with this value; passing it on does not count."""
-        return any(name in block.input_names and name not in block.intermediate_output_names for block in self.blocks)
+        return any(name in self.takes(block) - self.gives(block) for block in self.blocks)
 
     @property
     def lays_over(self) -> str | None:
@@ -96,18 +104,18 @@ def check_makers(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
     given = asked.given.keys() - {family.area, *family.fixed}  # their defaults are not the user's
     internal = {name for name in given if not is_for_users(name)}
     for block in asked.following:
-        check_unmade(block, internal)
+        check_unmade(asked, block, internal)
     unread = given - internal
     for block in asked.ahead:
-        made, read = set(block.intermediate_output_names), set(block.input_names)
-        check_unmade(block, unread)
+        check_unmade(asked, block, unread)
         # ours pass on what they take and give
-        unread -= read - made if isinstance(block, diffdiff_block.DiffDiffBlock) else read
+        passed = asked.gives(block) if isinstance(block, diffdiff_block.DiffDiffBlock) else set()
+        unread -= asked.takes(block) - passed
 
 
-def check_unmade(block, names: set[str]) -> None:
+def check_unmade(asked: Asked, block, names: set[str]) -> None:
     """Refuses what a block makes from others."""
-    for name in names & set(block.intermediate_output_names) - set(block.input_names):
+    for name in names & asked.gives(block) - asked.takes(block):
         instead = f"leave it out, or take `{type(block).__name__}` out of the blocks (`without_encoders`)"
         raise BadInputError(f"`{name}` is given, but a block makes it, and would overwrite it: {instead}.")
 
@@ -121,11 +129,11 @@ def check_wiring(asked: Asked) -> None:
     """Refuses blocks of ours whose input is made by a block that was taken out."""
     made = set(asked.given)
     for block in asked.blocks:
-        lost = [name for name in MAKERS if name in block.required_inputs and name not in made]
+        lost = [name for name in MAKERS if name in asked.needs(block) and name not in made]
         if lost:
             needs = f"`{type(block).__name__}` needs {', '.join(f'`{name}`' for name in lost)}"
             raise BadInputError(f"{needs}, and no block before it makes that: `{MAKERS[lost[0]]}` does.")
-        made.update(block.intermediate_output_names)
+        made |= asked.gives(block)
 
 
 def count_outputs(asked: Asked, prompts: int | None) -> int | None:

@@ -134,7 +134,7 @@ def check_overlay(asked: Asked) -> None:
                 raise BadInputError(f"`{name}` is given, but there is no `overlay` for it.")
     if "padding_map_crop" not in asked.given:
         return
-    cuts = any({"padding_map_crop", "image"} <= set(block.input_names) for block in asked.blocks)
+    cuts = any({"padding_map_crop", "image"} <= asked.takes(block) for block in asked.blocks)
     if not cuts or not asked.reads("overlay"):
         gone = "overlay" if cuts else "crop_to_change"
         why = "one cuts the box out, the other puts it back"
@@ -164,7 +164,7 @@ def check_texts(asked: Asked, texts: tuple[str, ...]) -> None:
 
 def check_embeddings(components, asked: Asked, names: tuple[str, ...], prompts: int | None) -> None:
     """Refuses embeddings that are missing, more or fewer than prompts, or another model's."""
-    needed = {name for block in asked.blocks for name in block.required_inputs}
+    needed = {name for block in asked.blocks for name in asked.needs(block)}
     for name in names:
         value, kind = asked.get(name), diffdiff_docs.KINDS.get(name)
         if value is None and name in needed and not asked.makes(name):

@@ -118,7 +118,7 @@ class SDXLDiffDiffPrepareLatentsStep(diffdiff_prepare.DiffDiffPrepareStep):
     takes = (*diffdiff_prepare.MAP_SETTINGS, "latents", "noise", "generator", "num_images_per_prompt")
 
     def bring_original(self, components, block_state, placement) -> torch.Tensor:
-        original = block_state.image_latents.to(components._execution_device, block_state.dtype)
+        original = block_state.image_latents.to(block_state.timesteps.device, block_state.dtype)
         outputs = block_state.batch_size * block_state.num_images_per_prompt
         return diffdiff_trajectory.for_each_output(original, outputs)
 
