@@ -1,8 +1,8 @@
 """Runs the benchmarks, prints their tables, and writes those that have a page: `python -m benchmarks [COMMUNITY]`.
 
 COMMUNITY is the file of diffusers' community pipeline for differential diffusion with SDXL; without it, nothing is
-compared with it. What takes long or needs a device runs by itself: `python -m benchmarks.cam`, `benchmarks.real_sdxl`
-and `benchmarks.accelerator`.
+compared with it. What takes long or needs a device runs by itself: `python -m benchmarks.cam`, `benchmarks.real_sdxl`,
+`benchmarks.video_memory` and `benchmarks.accelerator`.
 """
 
 import platform

@@ -22,6 +22,7 @@ from modular_diffdiff.cards import inputs_table, outputs_table, table
 from modular_diffdiff.catalog import FAMILIES
 from modular_diffdiff.publishing import BLOCKS_REPO, PACKAGE
 from tests import families as families_table
+from tests import videos as videos_table
 
 
 PIPELINES = ["SDXLDiffDiffBlocks", *(family.blocks for family in FAMILIES.values())]
@@ -138,6 +139,15 @@ def render_families() -> str:
                 "yes" if "map_fill" in blocks.input_names else "",
             )
         )
+    videos, video_laws = [], []
+    for row in videos_table.VIDEOS.values():
+        family = ours[row.ours.upstream]
+        blocks = family.blocks_class().get_workflow("diffdiff")
+        layout = "tokens, frame by frame" if row.tokens else "grid with a frame axis"
+        in_one = "yes" if "batch_guidance" in blocks.input_names else ""
+        videos.append((family.title, f"`{family.blocks}`", f"{row.every}k + 1", layout, in_one, f"`{family.model}`"))
+        skips = "left out" if "skip_frozen" in blocks.sub_blocks else "all run, for the sound"
+        video_laws.append((family.title, "bit for bit", row.strength, "bit for bit", skips, "yes", "byte for byte"))
     left_out = [(f"`{name}`", reason) for name, reason in families_table.NOT_OPENED.items()]
     heads = {
         "families": ("family", "class", "kind", "prediction", "latents in the loop", "guidance", "default model"),
@@ -145,9 +155,14 @@ def render_families() -> str:
             *("family", "workflows with a map", "keep law", "strength law", "batches", "ControlNet"),
             *("[regions](regions.md)", "inpainting checkpoints", "[fill](maps.md#what-lies-under-the-change)"),
         ),
+        "videos": ("family", "class", "frames", "latents in the loop", "`batch_guidance`", "default model"),
+        "laws of videos": (
+            *("family", "keep law, each latent frame", "strength law", "a black map is upstream's text-to-video"),
+            *("steps that change nothing", "batches", "overlay"),
+        ),
         "left out": ("blocks of diffusers", "not opened, because it"),
     }
-    tables = zip(heads.items(), (rows, laws, left_out), strict=True)
+    tables = zip(heads.items(), (rows, laws, videos, video_laws, left_out), strict=True)
     return _fill(FAMILIES_PAGE, {name: table(head, body) for (name, head), body in tables})
 
 

@@ -5,13 +5,14 @@ import io
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import PARSERS
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
 from sybil import Document
 
-from benchmarks import exactness
+from benchmarks import exactness, moving_ball
 from modular_diffdiff import demo, editing, loading
 from modular_diffdiff.blocks.diffdiff_preview import draw_preview
 from modular_diffdiff.catalog import PACKAGE
@@ -98,6 +99,45 @@ def repeated() -> Image.Image:
     return demo.draw_sheet([("32 pixels at a time, along the upper and lower edge", tiles)])
 
 
+def draw_clips(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
+    """Frames of one size side by side, a titled row for each clip."""
+    width, height = rows[0][1][0].size
+    columns, title, gap = len(rows[0][1]), 2 * demo.TITLE_SIZE, demo.GAP // 2
+    inside = columns * (width + gap) - gap, len(rows) * (title + height)
+    sheet = Image.new("RGB", tuple(side + 2 * demo.MARGIN for side in inside), demo.PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(demo.TITLE_SIZE)
+    for row, (text, frames) in enumerate(rows):
+        top = demo.MARGIN + row * (title + height)
+        draw.text((demo.MARGIN, top + title / 2), text, demo.INK, font, anchor="lm")
+        for column, frame in enumerate(frames):
+            left = demo.MARGIN + column * (width + gap)
+            sheet.paste(frame, (left, top + title))
+            draw.rectangle((left - 1, top + title - 1, left + width, top + title + height), outline=demo.EDGE)
+    return sheet
+
+
+def moving_map() -> Image.Image:
+    """A clip of a ball and its edits under three maps, by a denoiser that is known exactly."""
+    pipe, shown = moving_ball.make_pipeline(), (0, 1, 3, 5, 8)
+    clip = moving_ball.draw_clip(moving_ball.RED, "stripes")
+    moving, standing = moving_ball.ball_maps(), moving_ball.ball_maps(moves=False)
+    asked = "“a blue ball” under"
+    rows = [
+        ("The original: frames 1, 2, 4, 6 and 9", clip),
+        (f"{asked} a black map: everything changes", moving_ball.edit(pipe, clip, 0 * moving)),
+        ("A map that moves with the ball", as_pictures(moving)),
+        (f"{asked} it: the ball changes in every frame, and nothing else", moving_ball.edit(pipe, clip, moving)),
+        ("A map that stays where the ball begins", as_pictures(standing)),
+        (f"{asked} it: the ball leaves it, and stays red", moving_ball.edit(pipe, clip, standing)),
+    ]
+    return draw_clips([(title, [frames[frame] for frame in shown]) for title, frames in rows])
+
+
+def as_pictures(maps: np.ndarray) -> list[Image.Image]:
+    """Change maps (F, H, W) in [0, 1] as pictures."""
+    return [Image.fromarray(np.rint(255 * frame).astype(np.uint8)).convert("RGB") for frame in maps]
+
+
 def page() -> Image.Image:
     """The page after an edit of the first example."""
     with tempfile.TemporaryDirectory() as folder, served(Path(folder, "log")) as address, sync_playwright() as engine:
@@ -134,6 +174,7 @@ def main() -> None:
         words().save(FOLDER / "words.png", optimize=True)
         polarity().save(CARD / "polarity.png", optimize=True)
         repeated().save(FOLDER / "repeated.png", optimize=True)
+        moving_map().save(FOLDER / "video" / "moving_map.png", optimize=True)
         page().save(FOLDER / "page.png", optimize=True)
     run_page("tutorial", FOLDER / "tutorial")
     run_page("workflows", CARD / "workflows")

@@ -5,6 +5,7 @@ Options come as a dictionary, by the names of the commands' parameters.
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,15 @@ from typing import Any
 
 import PIL.Image
 
-from . import editing, few_steps, loading, maps
+from . import catalog, clips, editing, few_steps, loading, maps
 from .blocks import diffdiff_files
 
 
+# The options that are for pictures, and what they are where they are not used.
+OF_PICTURES = {
+    **{"region": (), "fill": "original", "match_colors": False, "control_image": None, "ip_adapter_image": None},
+    **{"difference": None, "count": 1, "batch_size": 1},
+}
 MAX_SCALE = 1000  # far beyond what models are used with
 # The parameters that are pictures, and what messages call them.
 PICTURES = {
@@ -70,20 +76,46 @@ def _choose_ip_adapter(params: dict[str, Any]) -> tuple[str | None, float | None
     return ip_adapter, 1.0 if scale is None else scale
 
 
+def kind_of(name: str, params: dict[str, Any]) -> type[editing.Picture]:
+    """What a file called so is edited as: by its name, and where that leaves it open, by what the model edits.
+
+    Raises:
+        UserError: If it is a video, and an option is for pictures; or as `loading.find_family`.
+    """
+    suffix = Path(name).suffix.lower()
+    is_open = suffix in ("", ".gif") and params["model"] not in (loading.EMBEDDED, loading.EMBEDDED_FLOW)
+    if not clips.is_named_video(name) and not (is_open and _makes_videos(params["model"])):
+        return editing.Picture
+    for option, unused in OF_PICTURES.items():
+        if params.get(option) not in (unused, None, []):
+            raise loading.UserError(f"--{option.replace('_', '-')} is for pictures, and IMAGE {name!r} is a video.")
+    return editing.Clip
+
+
+@functools.lru_cache
+def _makes_videos(model: str) -> bool:
+    with editing.quiet_libraries():
+        return catalog.FAMILIES[loading.find_family(loading.Model(model, None, None)).family].makes_videos
+
+
 def check_inverted(change_map: Any, params: dict[str, Any]) -> None:
     if change_map is None and params["invert_map"]:
         raise loading.UserError("--invert-map needs MAP, which it inverts.")
 
 
 def ask_pictures(
-    change_map: str | editing.Picture | None, params: dict[str, Any]
+    change_map: str | editing.Picture | None, params: dict[str, Any], kind: type[editing.Picture] = editing.Picture
 ) -> tuple[editing.Pictures, maps.Request]:
-    """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read."""
+    """What an edit starts from, and its map; all that is asked of the map is checked before a picture is read.
+
+    Args:
+        kind: What IMAGE is.
+    """
     check_inverted(change_map, params)
     inputs, models = ask_map(params)
     regions = split_regions(params)
     given = {title: params[name] for name, title in PICTURES.items()}
-    read = read_pictures({"IMAGE": params["image"], "MAP": change_map} | given)
+    read = read_pictures({"IMAGE": params["image"], "MAP": change_map} | given, kind)
     pictures = editing.Pictures(*(read[name] for name in ("IMAGE", "--control-image", "--ip-adapter-image")))
     regions = tuple(
         maps.Region(prompt, editing.read_picture(where, "--region") if is_picture(where) else where)
@@ -121,7 +153,9 @@ def settle(
     editing.check_pictures(pictures, asked)
     maps.check_pictures(request)
     maps.check_regions(request)
-    return settle_model(model, asked)
+    model, asked = settle_model(model, asked)
+    editing.check_kind(model, pictures.image.title, type(pictures.image))
+    return model, asked
 
 
 def settle_model(model: loading.Model, asked: editing.Edit) -> tuple[loading.Model, editing.Edit]:
@@ -203,15 +237,37 @@ def _angle(given: str) -> float | str:
         raise loading.UserError(f"--gradient is {given!r}; it takes an angle in degrees, or radial.") from error
 
 
-def read_pictures(locations: dict[str, str | editing.Picture | None]) -> dict[str, editing.Picture | None]:
-    """The pictures of these arguments, None where nothing is given; what has been read is as it is."""
+def read_pictures(
+    locations: dict[str, str | editing.Picture | None], kind: type[editing.Picture] = editing.Picture
+) -> dict[str, editing.Picture | None]:
+    """The pictures of these arguments, None where nothing is given; what has been read is as it is.
+
+    Args:
+        kind: What IMAGE is; the map of a video can be a video too.
+    """
     piped = [argument for argument, location in locations.items() if location == editing.STDIN]
     if len(piped) > 1:
         raise loading.UserError(f"{' and '.join(piped)} are both -, and stdin can be read once.")
     return {
-        argument: editing.read_picture(location, argument) if isinstance(location, str) else location
+        argument: _read(location, argument, kind) if isinstance(location, str) else location
         for argument, location in locations.items()
     }
+
+
+def _read(location: str, argument: str, kind: type[editing.Picture]) -> editing.Picture:
+    read = editing.read_clip if is_clip(argument, location, kind) else editing.read_picture
+    return read(location, argument)
+
+
+def is_clip(argument: str, location: str, kind: type[editing.Picture]) -> bool:
+    """Whether an argument is read as a video, where IMAGE is of this kind."""
+    return kind is editing.Clip and (argument == "IMAGE" or (argument == "MAP" and can_be_video(location)))
+
+
+def can_be_video(location: str) -> bool:
+    """Whether this looks like the name of a video, or a GIF."""
+    name = editing.file_name(location)
+    return clips.is_named_video(name) or name.lower().endswith(".gif")
 
 
 def check_texts(texts: dict[str, str | None]) -> None:

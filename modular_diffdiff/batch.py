@@ -75,7 +75,7 @@ def run_batch(
     Args:
         manifest: A .jsonl, .csv or .parquet file, a row for each edit: `id`, and what `modular-diffdiff edit` takes of
             one picture, by its parameters' names.
-        out: The folder for `images/`, `maps/`, `results.jsonl` and, with pyarrow, `results.parquet`.
+        out: The folder for `images/`, `videos/`, `maps/`, `results.jsonl` and, with pyarrow, `results.parquet`.
         engine: Processes on this machine, or a Ray cluster: the one at RAY_ADDRESS, or one of this machine.
         workers: How many, each with a copy of the model; by default one for each accelerator. Without any, one, or
             with Ray as many as CPUs can be spared.
@@ -180,5 +180,5 @@ def _results(job: Job, plan: Plan) -> Iterator[dict[str, Any]]:
         elif state is not None and (number == 0 or state.run == job.run):
             told |= vars(state)
         if told["status"] == DONE:
-            told["path"] = job.ledger.file_of(row_id).relative_to(job.ledger.folder).as_posix()
+            told["path"] = job.ledger.file_of(row_id, state.kind).relative_to(job.ledger.folder).as_posix()
         yield {name: told.get(name) for name in TABLE}

@@ -23,7 +23,7 @@ import PIL.Image
 from . import asking, editing, loading, maps
 from .batch_work import Editor, Made
 from .blocks import diffdiff_files
-from .ledger import IMAGES, MAPS
+from .ledger import IMAGES, MAPS, SUFFIXES, VIDEOS
 from .manifest import TITLES, Embedded, Row
 
 
@@ -75,7 +75,11 @@ class PictureEditor(Editor):
         _, models = asking.ask_map(row.params)
         for name, location in models.items():
             loading.find_map_model(location, maps.OPTIONS[name])
-        return _settle(row)[0]
+        if self.with_maps and row.kind is editing.Clip and (models or _is_video(row.change_map)):
+            raise loading.UserError("--maps writes one map for a row, and that of this video changes with its frames.")
+        model, _ = _settle(row)
+        editing.check_kind(model, f"IMAGE {_name(row.params['image'])!r}", row.kind)
+        return model
 
     def places(self) -> list[dict[str, str]]:
         import torch
@@ -106,7 +110,7 @@ class PictureEditor(Editor):
 
     def call_of(self, row: Row) -> Hashable:
         alone = ("crop", "control_image", "ip_adapter_image")  # their boxes and lists are of a whole call
-        if any(row.params[name] is not None for name in alone) or row.params["region"]:
+        if any(row.params[name] is not None for name in alone) or row.params["region"] or row.kind is editing.Clip:
             return None
         model, asked = _settle(row)
         shared = replace(asked, prompt="", negative_prompt=asked.negative_prompt and "")
@@ -134,16 +138,18 @@ class PictureEditor(Editor):
             return [replace(results[number], warnings=tuple(warnings)) for number in range(len(rows))]
 
     def _prepare(self, row: Row) -> Prepared:
-        given = {name: _open(name, picture) for name, picture in row.pictures().items()}
+        given = {name: _open(name, picture, row.kind) for name, picture in row.pictures().items()}
         change_map = given.pop("map", None)
         _, asked = _settle(row)
         pictures, request = asking.ask_pictures(change_map, row.params | given)
+        suffix = SUFFIXES[_edited(pictures.image)]
+        pictures.image.check_output(suffix, f"{pictures.image.title} goes to {suffix}, which")
         editing.check_pictures(pictures, asked)
         maps.check_pictures(request)
         maps.check_regions(request)
         editing.warn_of_long_texts(self._pipe, asked)
         load = self._load_map_model
-        made = maps.make_map(request, load=load), maps.make_regions(request, load)
+        made = maps.make_maps(request, load), maps.make_regions(request, load)
         return Prepared(row, asked, pictures, request, *made)
 
     def _load_map_model(self, *asked: Any) -> dict[str, Any]:
@@ -164,17 +170,19 @@ class PictureEditor(Editor):
         if len(asked) > 1:
             inputs = inputs | {name: [each[name] for each in asked] for name in OF_A_ROW if name in inputs}
         with editing.spoken(prepared[0].pictures.titles() if len(asked) == 1 else {}):
-            results = self._pipe(**inputs, output="images")
+            results = self._pipe(**inputs, output=prepared[0].pictures.image.outputs)
         return [
             Made(self._files(ready, result, place, len(prepared)), len(prepared))
             for place, (ready, result) in enumerate(zip(prepared, results, strict=True))
         ]
 
-    def _files(self, ready: Prepared, result: PIL.Image.Image, place: int, batch: int) -> dict[str, bytes]:
+    def _files(self, ready: Prepared, result: Any, place: int, batch: int) -> dict[str, bytes]:
+        image = ready.pictures.image
         told = maps.describe(ready.request)
         settings = told | editing.describe_edit(ready.asked, ready.pictures) | self._told
         settings |= {"seed": ready.row.params["seed"]} | editing.describe_place(batch, place)
-        files = {IMAGES: editing.encode_png(result, settings, editing.kept_of(ready.pictures.image.pixels))}
+        edited = _edited(image)
+        files = {edited: image.encode(result, settings, SUFFIXES[edited])}
         if self.with_maps:
             files[MAPS] = editing.encode_png(maps.as_png(ready.keep), told)
         return files
@@ -211,10 +219,25 @@ def _stamp(path: Path) -> str:
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
-def _open(name: str, picture: str | Embedded) -> editing.Picture:
+def _edited(image: editing.Picture) -> str:
+    """Where what is made of it goes."""
+    return VIDEOS if isinstance(image, editing.Clip) else IMAGES
+
+
+def _name(picture: str | Embedded) -> str:
+    return picture.name if isinstance(picture, Embedded) else picture
+
+
+def _is_video(change_map: str | Embedded | None) -> bool:
+    return change_map is not None and asking.can_be_video(_name(change_map))
+
+
+def _open(name: str, picture: str | Embedded, kind: type[editing.Picture]) -> editing.Picture:
+    title = TITLES[name]
+    is_clip = asking.is_clip(title, _name(picture), kind)
     if isinstance(picture, Embedded):
-        return editing.open_picture(picture.data, TITLES[name], picture.name)
-    return editing.read_picture(picture, TITLES[name])
+        return (editing.open_clip if is_clip else editing.open_picture)(picture.data, title, picture.name)
+    return (editing.read_clip if is_clip else editing.read_picture)(picture, title)
 
 
 def _shape(picture: str | Embedded) -> tuple[int, ...] | None:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from . import asking
 from .blocks import diffdiff_files
-from .ledger import ATTEMPTS, BEGUN, DONE, FAILED, IMAGES, JobError, Ledger, State
+from .editing import Clip
+from .ledger import ATTEMPTS, BEGUN, DONE, FAILED, IMAGES, VIDEOS, JobError, Ledger, State
 from .loading import UserError
 from .manifest import COLUMNS, Embedded, Manifest, Row
 
@@ -33,7 +34,7 @@ class Made:
     """What an editor makes of a row.
 
     Attributes:
-        files: PNGs, by `IMAGES` and `MAPS`.
+        files: PNGs, by `IMAGES` and `MAPS`, or a video, by `VIDEOS`.
         batch: How many rows shared the call of the model.
         warnings: What its user should know.
     """
@@ -82,7 +83,7 @@ class Job:
 
     Attributes:
         batch_size: How many rows may share a call.
-        kinds: The files of each row.
+        kinds: The files of each row that edits a picture.
         run: A name for this run of the job.
     """
 
@@ -185,7 +186,7 @@ class Worker:
                 job.ledger.forget(row.id)
                 state = None
             number, call = NOT_NOW, None
-            if job.ledger.is_settled(row.id, state, job.batch_size, job.kinds):
+            if job.ledger.is_settled(row.id, state, job.batch_size, self.kinds(row)):
                 counts[state.status] += 1
                 number = 0
             elif limit is None or wanted < limit:
@@ -217,7 +218,7 @@ class Worker:
         for row in rows:
             state = State(BEGUN, self.fingerprint(row), 1, self.name, job.run, row.params["seed"])
             before = job.ledger.read(row.id, state.fingerprint)
-            if job.ledger.is_settled(row.id, before, job.batch_size, job.kinds):
+            if job.ledger.is_settled(row.id, before, job.batch_size, self.kinds(row)):
                 states[row.id] = replace(before, run=job.run)
                 job.ledger.write(row.id, states[row.id])
             elif before is None or before.status == DONE:  # done with too many others, or without a file
@@ -249,12 +250,14 @@ class Worker:
         else:
             seconds = (time.perf_counter() - start) / max(len(rows), 1)
             for (row, state), result in zip(begun, made, strict=True):
+                edited = self.kinds(row)[0]
                 for kind, data in result.files.items():
                     ledger.write_file(ledger.file_of(row.id, kind), data)
                 states[row.id] = replace(
                     state,
                     status=DONE,
-                    sha256=hashlib.sha256(result.files[IMAGES]).hexdigest(),
+                    kind=edited,
+                    sha256=hashlib.sha256(result.files[edited]).hexdigest(),
                     seconds=seconds,
                     batch=result.batch,
                     warnings=result.warnings,
@@ -262,6 +265,10 @@ class Worker:
         for row_id, state in states.items():
             ledger.write(row_id, state)
         return states
+
+    def kinds(self, row: Row) -> tuple[str, ...]:
+        """The files of a row, its result's first."""
+        return tuple(VIDEOS if kind == IMAGES and row.kind is Clip else kind for kind in self.job.kinds)
 
     def fingerprint(self, row: Row) -> str:
         """SHA-256 of all that decides a row's files."""

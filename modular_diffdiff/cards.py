@@ -45,6 +45,27 @@ def outputs_table(blocks: ModularPipelineBlocks) -> str:
     return table(("output", "type", "what"), rows)
 
 
+# What a card says of pictures and of videos.
+_OF_PICTURES = {
+    "task": "image-to-image",
+    "kind": "image",
+    "packages": "",
+    "original": "a photo of yours as `photo.png`",
+    "helpers": "load_image",
+    "read": 'load_image("photo.png")',
+    "write": "",
+}
+_OF_VIDEOS = {
+    "task": "video-to-video",
+    "kind": "video",
+    "packages": " imageio imageio-ffmpeg ftfy",
+    "original": "a clip of yours as `clip.mp4`",
+    "helpers": "export_to_video, load_video",
+    "read": 'load_video("clip.mp4")',
+    "write": 'export_to_video(video, "clip-edit.mp4", fps=24)\n',
+}
+
+
 def family_card(family: Family, repo_id: str) -> str:
     """The model card of a family's repo."""
     blocks = family.blocks_class()
@@ -62,6 +83,8 @@ def family_card(family: Family, repo_id: str) -> str:
         workflows=", ".join(f"`{name}`" for name in blocks.available_workflows),
         about=about,
         inputs=inputs_table(blocks.get_workflow("diffdiff")),
+        module=family.module,
+        **(_OF_VIDEOS if family.makes_videos else _OF_PICTURES),
     )
 
 

@@ -39,6 +39,11 @@ class Family:
         """The class that opens it."""
         return getattr(import_module(f".{self.module}", __package__), self.blocks)
 
+    @property
+    def makes_videos(self) -> bool:
+        """Whether it edits videos, and not pictures."""
+        return self.module == "videos"
+
 
 # By the name that the command line takes.
 FAMILIES = {
@@ -72,6 +77,16 @@ FAMILIES = {
     ),
     "flux3": Family("Flux 3", "Flux3DiffDiffAutoBlocks", None),
     "flux3-distilled": Family("Flux 3 Distilled", "Flux3DistilledDiffDiffAutoBlocks", None),
+    "wan": Family("Wan 2.1", "WanDiffDiffAutoBlocks", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", module="videos"),
+    "wan-2.2": Family("Wan 2.2", "Wan22DiffDiffAutoBlocks", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", module="videos"),
+    "ltx": Family("LTX-Video", "LTXDiffDiffAutoBlocks", "Lightricks/LTX-Video", module="videos"),
+    "ltx-2": Family("LTX-2", "LTX2DiffDiffAutoBlocks", "Lightricks/LTX-2", module="videos"),
+    "hunyuan-video-1.5": Family(
+        "HunyuanVideo 1.5",
+        "HunyuanVideo15DiffDiffAutoBlocks",
+        "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
+        module="videos",
+    ),
 }
 
 
@@ -123,5 +138,7 @@ def _upstream_blocks(index: dict) -> str | None:
     pipeline = str(index.get("_class_name"))
     if not pipeline.endswith("ModularPipeline"):
         model = _get_model(pipeline)
-        pipeline = MODULAR_PIPELINE_MAPPING[model](index) if model in MODULAR_PIPELINE_MAPPING else ""
+        known = model in MODULAR_PIPELINE_MAPPING
+        named = f"{pipeline.removesuffix('Pipeline')}ModularPipeline"  # of models that upstream's table leaves out
+        pipeline = MODULAR_PIPELINE_MAPPING[model](index) if known else named
     return getattr(getattr(diffusers, pipeline, None), "default_blocks_name", None)

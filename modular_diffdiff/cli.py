@@ -137,13 +137,14 @@ def demo(
 @app.command()
 def edit(
     ctx: typer.Context,
-    image: options.ImageToEdit,
+    image: options.ImageOrVideo,
     map_and_prompt: Annotated[
         list[str],
         typer.Argument(
             metavar="[MAP] PROMPT",
             help="Path or URL of the change map (white keeps, black changes), or - for stdin; not needed with --text, "
-            "--mask and the like. Then what to draw in the changed regions.",
+            "--mask and the like. For a video it is one for all frames, or a video with one for each. Then what to "
+            "draw in the changed regions.",
         ),
     ],
     negative: options.Negative = None,
@@ -215,8 +216,8 @@ def edit(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="The .png file to write; IMAGE-edit.png in the current folder by default. With --count, the seed is "
-            "added to each name.",
+            help="The .png file to write, or of a video the .mp4, .mov, .mkv or .webm; IMAGE-edit.png in the current "
+            "folder by default, or IMAGE-edit.mp4. With --count, the seed is added to each name.",
         ),
     ] = None,
     overwrite: options.Overwrite = False,
@@ -229,6 +230,9 @@ def edit(
     holds all that it takes to repeat it, as JSON in the text chunk "modular-diffdiff": prompt, seed, how the map was
     made, model, settings and versions, and the SHA-256 of each picture's bytes.
 
+    A video comes back with its size, frame rate and sound, as H.264, or VP9 in .webm, and holds the same JSON as its
+    comment. This needs `pip install 'modular-diffdiff[video]'`.
+
     \b
     Examples:
       modular-diffdiff edit photo.png map.png "a green pear" --seed 1
@@ -237,6 +241,7 @@ def edit(
       modular-diffdiff edit photo.png map.png "a tabletop" --region "left.png=a pear" --region "the cup=a bottle"
       modular-diffdiff edit photo.png map.png "a snowy street" --count 4 \\
         --model stabilityai/stable-diffusion-xl-base-1.0 --offload
+      modular-diffdiff edit clip.mp4 map.png "a green pear" --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers
     """
     with _one_line_errors():
         change_map, prompt = _split(map_and_prompt)
@@ -251,25 +256,28 @@ def edit(
             )
         if seed is None:
             seed = secrets.randbelow(options.MAX_SEED + 2 - count)
-        out = out or Path(f"{Path(editing.file_name(image)).stem}-edit.png")
+        kind = asking.kind_of(editing.file_name(image), ctx.params)
+        out = out or editing.name_output(image, kind)
         seeds = range(seed, seed + count)
         paths = {seed: out} if count == 1 else {n: out.with_stem(f"{out.stem}-{n}") for n in seeds}
-        editing.check_outputs(list(paths.values()), overwrite)
+        editing.check_outputs(list(paths.values()), overwrite, kind.suffixes)
         chosen, asked = asking.ask_edit(prompt, ctx.params)
-        pictures, request = asking.ask_pictures(change_map, ctx.params)
+        pictures, request = asking.ask_pictures(change_map, ctx.params, kind)
+        pictures.image.check_output(out.suffix, f"--out {str(out)!r}")
         with editing.quiet_libraries():
             from .encodings import encode_once
 
             pipe, chosen, asked, keep = _load(chosen, asked, pictures, request)
             settings = maps.describe(request) | editing.describe_run(pipe, chosen, asked, pictures)
-            kept, regions = editing.kept_of(pictures.image.pixels), maps.make_regions(request)
+            regions = maps.make_regions(request)
             with encode_once(pipe):
                 for start in range(0, count, batch_size):
                     together = seeds[start : start + batch_size]
                     results = editing.run_edits(pipe, asked, pictures, keep, together, regions)
                     for place, (n, result) in enumerate(zip(together, results, strict=True)):
                         told = settings | {"seed": n} | editing.describe_place(len(together), place)
-                        editing.write_png(result, paths[n], overwrite, told, kept)
+                        data = pictures.image.encode(result, told, paths[n].suffix)
+                        editing.write_file(data, paths[n], overwrite, kind.suffixes)
                         typer.echo(f"{_printable(paths[n])} (seed {n}, {chosen.title})")
 
 
@@ -338,10 +346,11 @@ def batch(
 ) -> None:
     """Edit thousands of pictures: a manifest in, pictures and a table out.
 
-    DIR gets images/ID.png, and results.parquet and results.jsonl with a row for each of MANIFEST: its status, error,
-    path, SHA-256 and more. A row that cannot be edited is a row with an error, and the others go on. Killed at any
-    point, the same command goes on where it was; rows whose files, settings or model have changed are done anew.
-    Options are what holds for rows that say nothing else. A row without a seed has one that follows from its id.
+    DIR gets images/ID.png, or videos/ID.mp4 of a video, and results.parquet and results.jsonl with a row for each of
+    MANIFEST: its status, error, path, SHA-256 and more. A row that cannot be edited is a row with an error, and the
+    others go on. Killed at any point, the same command goes on where it was; rows whose files, settings or model have
+    changed are done anew. Options are what holds for rows that say nothing else. A row without a seed has one that
+    follows from its id.
 
     \b
     Examples:
@@ -385,7 +394,7 @@ def _load(
     if said := asking.tell_recipe(model, asked, settled):
         typer.echo(said, err=True)
     loading.set_threads(model)
-    keep = maps.make_map(request)
+    keep = maps.make_maps(request)
     pipe = loading.load_pipeline(model, settled.guidance_scale)
     editing.warn_of_long_texts(pipe, settled)
     return pipe, model, settled, keep

@@ -106,15 +106,13 @@ class Controls:
             add["negative"] = gr.Textbox(label="What not to show", max_length=2000)
             with gr.Row():
                 add["steps"] = gr.Slider(1, 100, self.steps, step=1, label="Steps")
-                add["guidance_scale"] = gr.Number(label="Guidance (empty: the model's)", value=None, minimum=0)
+                add["guidance_scale"] = serving.number(label="Guidance (empty: the model's)")
             with gr.Row():
                 add["seed"] = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=options.MAX_SEED)
                 add["count"] = gr.Slider(1, MAX_COUNT, 1, step=1, label="How many")
             add["overlay"] = gr.Checkbox(True, label="Original pixels outside")
             add["match_colors"] = gr.Checkbox(label="Match colours")
-            add["crop"] = gr.Number(
-                label="Only around the change (pixels; empty: all)", value=None, precision=0, minimum=0
-            )
+            add["crop"] = serving.number(whole=True, label="Only around the change (pixels; empty: all)")
             self.dropped = serving.photo(
                 label="Drop a picture that was made here: its settings come back", height=100, elem_id="dropped"
             )
@@ -169,6 +167,6 @@ class Controls:
         value = told.get(name, gr.skip())
         if name in ("point", "box") and isinstance(value, list):
             return "; ".join(",".join(map(str, numbers)) for numbers in value if isinstance(numbers, list))
-        if name == "gradient" and isinstance(value, int | float):
+        if name in ("gradient", "guidance_scale", "crop") and isinstance(value, int | float):
             return f"{value:g}"
         return part.value if value is None else value

@@ -28,7 +28,7 @@ import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
-from . import catalog
+from . import catalog, clips
 from .blocks import diffdiff_files
 from .loading import Model, UserError, cached_commits
 
@@ -39,6 +39,7 @@ VERSIONS = ("modular-diffdiff", "diffusers", "transformers", "peft", "torch")  #
 # What the command line calls the inputs of the blocks; other names are left as they are.
 _ARGUMENTS = {
     "image": "IMAGE",
+    "video": "IMAGE",
     "diffdiff_map": "MAP",
     "prompt": "PROMPT",
     "negative_prompt": "--negative",
@@ -100,6 +101,75 @@ class Picture:
     sha256: str
     pixels: PIL.Image.Image
 
+    outputs = "images"  # of a pipeline
+    suffixes = (".png",)  # of the files of its results
+
+    def count_pixels(self) -> int:
+        return self.pixels.width * self.pixels.height
+
+    def inputs(self, pipe) -> dict[str, Any]:
+        """What it is for a pipeline's call."""
+        return {"image": self.pixels}
+
+    def encode(self, result: PIL.Image.Image, settings: dict[str, Any], suffix: str) -> bytes:
+        """The file of what was made of it, which holds the settings as JSON.
+
+        Args:
+            suffix: One of `suffixes`.
+        """
+        return encode_png(result, settings, kept_of(self.pixels))
+
+    def check_output(self, suffix: str, title: str) -> None:
+        """Refuses what the file of a result cannot hold.
+
+        Args:
+            suffix: One of `suffixes`.
+            title: Of that file, in the error's message.
+        """
+
+
+@dataclass(frozen=True)
+class Clip(Picture):
+    """A video as it was read; what is a picture's is its first frame's.
+
+    Attributes:
+        video: All of it.
+    """
+
+    video: clips.Video
+
+    outputs = "videos"
+    suffixes = tuple(clips.WRITERS)
+
+    def count_pixels(self) -> int:
+        """Of all frames."""
+        return len(self.video.frames) * super().count_pixels()
+
+    def inputs(self, pipe) -> dict[str, Any]:
+        given = {"video": self.video.frames, "output_type": "pil"}
+        if "frame_rate" in pipe.blocks.input_names:
+            given["frame_rate"] = float(self.video.frame_rate)
+        return given
+
+    def encode(self, result: list[PIL.Image.Image], settings: dict[str, Any], suffix: str) -> bytes:
+        """The same, with the video's frame rate and sound."""
+        settings = settings | {"versions": settings["versions"] | {"av": find_version("av")}}
+        return clips.encode_video(result, self.video.frame_rate, suffix, self.video.sound, json.dumps(settings))
+
+    def check_output(self, suffix: str, title: str) -> None:
+        """The same: files that cannot hold the video's sound.
+
+        Raises:
+            UserError: Naming those that can.
+        """
+        clips.check_sound(self.video.sound, suffix, title)
+
+    def frames(self) -> list[Picture]:
+        return [
+            Picture(f"{self.title}, frame {number}", self.name, f"{self.sha256}-{number}", pixels)
+            for number, pixels in enumerate(self.video.frames, 1)
+        ]
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -116,7 +186,7 @@ class Pictures:
 
     def titles(self) -> dict[str, str]:
         """What messages call them, by the block's input."""
-        return {name: picture.title for name, picture in self.given().items()}
+        return {name: picture.title for name, picture in self.given().items()} | {"video": self.image.title}
 
 
 @dataclass(frozen=True)
@@ -177,11 +247,26 @@ def read_picture(location: str, argument: str) -> Picture:
         UserError: If it cannot be read as an image.
     """
     title = f"{argument} {location!r}"
+    if clips.is_named_video(file_name(location)):
+        raise UserError(f"{title} is a video; it takes a picture here.")
+    return open_picture(_read(location, title), title, file_name(location))
+
+
+def read_clip(location: str, argument: str) -> Clip:
+    """Reads a video once, as `read_picture` reads a picture.
+
+    Raises:
+        UserError: If it cannot be read as a video.
+    """
+    title = f"{argument} {location!r}"
+    return open_clip(_read(location, title), title, file_name(location))
+
+
+def _read(location: str, title: str) -> bytes:
     try:
-        data = _read_stdin() if location == STDIN else diffdiff_files.read(location)
+        return _read_stdin() if location == STDIN else diffdiff_files.read(location)
     except diffdiff_files.UnreadableError as error:
         raise UserError(f"{title} cannot be read: {error}.") from error
-    return open_picture(data, title, file_name(location))
 
 
 def open_picture(data: bytes, title: str, name: str) -> Picture:
@@ -197,6 +282,22 @@ def open_picture(data: bytes, title: str, name: str) -> Picture:
     return Picture(title, name, hashlib.sha256(data).hexdigest(), pixels)
 
 
+def open_clip(data: bytes, title: str, name: str, most_pixels: int | None = None) -> Clip:
+    """A video of a file's bytes.
+
+    Args:
+        most_pixels: As that of `clips.open_video`.
+
+    Raises:
+        UserError: If they cannot be read as a video.
+    """
+    try:
+        video = clips.open_video(data, most_pixels)
+    except diffdiff_files.UnreadableError as error:
+        raise UserError(f"{title} cannot be read: {error}.") from error
+    return Clip(title, name, hashlib.sha256(data).hexdigest(), video.frames[0], video)
+
+
 def _read_stdin() -> bytes:
     if sys.stdin is None:  # closed by who started this process
         raise diffdiff_files.UnreadableError("standard input is closed")
@@ -206,11 +307,19 @@ def _read_stdin() -> bytes:
         raise diffdiff_files.UnreadableError(error.strerror) from error
 
 
-def check_outputs(paths: list[Path], overwrite: bool) -> None:
+def name_output(image: str, kind: type[Picture]) -> Path:
+    """Where an edit's result goes by default: in the current folder, with the image's suffix where that is written."""
+    name = Path(file_name(image))
+    suffix = name.suffix.lower() if name.suffix.lower() in kind.suffixes else kind.suffixes[0]
+    return Path(f"{name.stem}-edit{suffix}")
+
+
+def check_outputs(paths: list[Path], overwrite: bool, suffixes: Sequence[str] = Picture.suffixes) -> None:
     """Refuses what cannot be written.
 
     Raises:
-        UserError: If a path does not end in .png, its folder cannot be written to, or it exists and `overwrite` is off.
+        UserError: If a path ends in none of the suffixes, its folder cannot be written to, or it exists and `overwrite`
+            is off.
     """
     for path in paths:
         target = Path(os.path.realpath(path))  # a link is written through
@@ -218,8 +327,8 @@ def check_outputs(paths: list[Path], overwrite: bool) -> None:
             exists, is_file = os.path.lexists(target), target.is_file()
         except OSError as error:  # e.g. a name that is too long
             raise UserError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
-        if path.suffix.lower() != ".png" or exists != is_file:
-            raise UserError(f"--out takes the path of a .png file, not {str(path)!r}.")
+        if path.suffix.lower() not in suffixes or exists != is_file:
+            raise UserError(f"--out takes the path of a {clips.listed(suffixes)} file, not {str(path)!r}.")
         if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
             raise UserError(f"--out {str(path)!r}: {str(target.parent)!r} is not a folder that can be written to.")
         if exists and not overwrite:
@@ -273,14 +382,18 @@ def write_png(
     settings: dict[str, Any] | None = None,
     kept: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a PNG, as `encode_png` makes it, whole or not at all.
+    """Writes a PNG, as `encode_png` makes it and `write_file` writes it."""
+    write_file(encode_png(image, settings, kept), path, overwrite)
+
+
+def write_file(data: bytes, path: Path, overwrite: bool, suffixes: Sequence[str] = Picture.suffixes) -> None:
+    """Writes a file whole or not at all.
 
     Raises:
         UserError: As `check_outputs`, which is asked again: the file may have come into being in the meantime.
         OSError: If it cannot be written; what was there is as it was.
     """
-    check_outputs([path], overwrite)
-    data = encode_png(image, settings, kept)
+    check_outputs([path], overwrite, suffixes)
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{METADATA_KEY}-{os.getpid()}.partial")
     try:
@@ -429,6 +542,17 @@ def _is_transparent(image: PIL.Image.Image) -> bool:
     return image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255
 
 
+def check_kind(model: Model, title: str, kind: type[Picture]) -> None:
+    """Refuses a picture where the model edits videos, and a video where it edits pictures.
+
+    Raises:
+        UserError: Naming it.
+    """
+    if catalog.FAMILIES[model.family].makes_videos != (kind is Clip):
+        given, edited = ("video", "pictures") if kind is Clip else ("picture", "videos")
+        raise UserError(f"{title} is a {given}, and {model.title} edits {edited}; choose another --model.")
+
+
 def check_family(model: Model, edit: Edit) -> None:
     """Refuses what the model's blocks do not take.
 
@@ -472,11 +596,13 @@ def run_edits(
     keep: np.ndarray,
     seeds: Sequence[int],
     regions: Sequence[tuple[str, np.ndarray]] = (),
-) -> list[PIL.Image.Image]:
+) -> list[PIL.Image.Image] | list[list[PIL.Image.Image]]:
     """An edited picture for each seed, of the image's size or the model's own, all from one call of the pipeline.
 
+    Of a video, the frames of each.
+
     Args:
-        keep: (H, W) floats in [0, 1], the change map.
+        keep: (H, W) floats in [0, 1], the change map; (F, H, W), one for each frame of a video.
         regions: The prompt of each, and where it holds, as `maps.make_regions` gives them.
 
     Raises:
@@ -490,7 +616,7 @@ def run_edits(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         inputs |= {"generator": generators, "num_images_per_prompt": len(seeds)}
     with spoken(pictures.titles()):
-        return pipe(**inputs, output="images")
+        return pipe(**inputs, output=pictures.image.outputs)
 
 
 def inputs_of(
@@ -511,6 +637,8 @@ def inputs_of(
         steering["guidance_scale"] = edit.guidance_scale
     if edit.batch_guidance:
         steering["batch_guidance"] = True
+    if edit.match_colors:
+        steering["match_colors"] = True
     if edit.fill != "original":
         steering["map_fill"] = edit.fill
     if regions:
@@ -527,12 +655,11 @@ def inputs_of(
             steering["control_mode"] = edit.control_mode
     return {
         "prompt": edit.prompt,
-        "image": pictures.image.pixels,
-        "diffdiff_map": keep,
+        **pictures.image.inputs(pipe),
+        "diffdiff_map": list(keep) if keep.ndim == 3 else keep,
         "diffdiff_softness": edit.softness,
         "strength": edit.strength,
         "overlay": edit.overlay,
-        "match_colors": edit.match_colors,
         "padding_map_crop": edit.crop,
         "num_inference_steps": edit.steps,
         "generator": torch.Generator().manual_seed(seed),

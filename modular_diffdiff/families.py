@@ -17,6 +17,7 @@ from .blocks.diffdiff_family import FamilyDiffDiffAutoBlocks
 from .blocks.diffdiff_files import open_image
 from .blocks.diffdiff_fill import DiffDiffFillStep
 from .blocks.diffdiff_fit import DiffDiffFitStep
+from .blocks.diffdiff_frames import split_frames
 from .blocks.diffdiff_guidance import only_combines
 from .blocks.diffdiff_kinds import Kind
 from .blocks.diffdiff_layout import in_loop_form
@@ -38,6 +39,7 @@ from .blocks.diffdiff_saving import save_code
 from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 from .blocks.diffdiff_sources import DiffDiffMapSource
 from .blocks.diffdiff_trajectory import noise_levels
+from .blocks.diffdiff_video import DiffDiffReadVideoStep
 
 
 # Flux's positions of tokens.

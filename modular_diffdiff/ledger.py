@@ -1,4 +1,4 @@
-"""The folder of a batch: pictures, and a small file for each row that says how far it is.
+"""The folder of a batch: pictures and videos, and a small file for each row that says how far it is.
 
 `ledger/ID.json` holds the state of a row:
 
@@ -34,7 +34,8 @@ from .loading import UserError
 LOCK = ".lock"
 ATTEMPTS = 3
 BEGUN, DONE, FAILED = "begun", "done", "failed"
-IMAGES, MAPS = "images", "maps"
+IMAGES, MAPS, VIDEOS = "images", "maps", "videos"
+SUFFIXES = {IMAGES: ".png", MAPS: ".png", VIDEOS: ".mp4"}
 
 
 class JobError(Exception):
@@ -53,7 +54,8 @@ class State:
         run: Which run of a command that was in.
         seed: Of the noise.
         error: Why it failed.
-        sha256: Of the picture's file.
+        kind: `IMAGES` or `VIDEOS`, where its result is.
+        sha256: Of that file.
         seconds: How long it took; of rows that shared a call, each its part.
         batch: How many rows shared the call of the model.
         warnings: What was said about it.
@@ -66,6 +68,7 @@ class State:
     run: str
     seed: int | None = None
     error: str | None = None
+    kind: str = IMAGES
     sha256: str | None = None
     seconds: float | None = None
     batch: int | None = None
@@ -129,7 +132,7 @@ class Ledger:
         return self._states / f"{row_id}.json"
 
     def file_of(self, row_id: str, kind: str = IMAGES) -> Path:
-        return self.folder / kind / f"{row_id}.png"
+        return self.folder / kind / f"{row_id}{SUFFIXES[kind]}"
 
     def read(self, row_id: str, fingerprint: str | None = None) -> State | None:
         """A row's state, None before it has begun, or where it was reached with another fingerprint."""

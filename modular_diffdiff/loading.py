@@ -370,7 +370,7 @@ def load_pipeline(model: Model, guidance_scale: float | None):
     pipe.update_components(**steering)
     with _named("--model", model.model):
         pipe.load_components(dtype=dtype)
-    for name in pipe.null_component_names:
+    for name in [name for name in pipe.null_component_names if name not in _map_components()]:
         try:
             pipe.update_components(
                 **{name: pipe.get_component_spec(name).load(dtype=dtype)}
@@ -385,12 +385,21 @@ def load_pipeline(model: Model, guidance_scale: float | None):
     return pipe
 
 
-def set_guidance(pipe, scale: float | None) -> None:
-    """Sets the scale of classifier-free guidance, for families with a guider; None leaves it as it is."""
-    from diffusers import ClassifierFreeGuidance
+def _map_components() -> set[str]:
+    """What makes change maps in a pipeline; here they are made before it runs."""
+    from .blocks.diffdiff_make_map import SOURCES
 
-    if scale is not None and "guider" in pipe.component_names:
-        pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=scale))
+    return {name for source in SOURCES for name in getattr(source, "models", ())}
+
+
+def set_guidance(pipe, scale: float | None) -> None:
+    """Sets the scale of guidance, of both stages where there are two, if there is a guider; None leaves it as it is."""
+    from .blocks.diffdiff_block import GUIDERS
+
+    for name in GUIDERS:
+        if scale is not None and name in pipe.component_names:
+            guider = getattr(pipe, name)
+            pipe.update_components(**{name: guider.from_config(guider.config, guidance_scale=scale)})
 
 
 def sources_of(model: Model) -> set[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import typer
 
-from . import asking, cli, editing, loading, maps
+from . import asking, cli, editing, ledger, loading, maps
 from .blocks import diffdiff_files
 
 
@@ -74,6 +74,12 @@ class Row:
     @property
     def title(self) -> str:
         return f"row {self.number} ({self.id!r})"
+
+    @property
+    def kind(self) -> type[editing.Picture]:
+        """What `image` is, as `asking.kind_of` sees it."""
+        image = self.params["image"]
+        return asking.kind_of(image.name if isinstance(image, Embedded) else editing.file_name(image), self.params)
 
     def pictures(self) -> dict[str, str | Embedded]:
         """Those that are given, by column."""
@@ -251,8 +257,9 @@ def _check_id(row_id: str) -> str:
                 f"its id is {row_id!r}; it takes the name of a file, also in folders (a/b), without a dot in front and "
                 f"of at most {LONGEST} bytes."
             )
-    if ".png/" in row_id.lower():
-        raise loading.UserError(f"its id is {row_id!r}; a folder in it cannot end in .png.")
+    for suffix in ledger.SUFFIXES.values():
+        if f"{suffix}/" in row_id.lower():
+            raise loading.UserError(f"its id is {row_id!r}; a folder in it cannot end in {suffix}.")
     return row_id
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +91,22 @@ class Request:
         """What messages call the pictures, by input."""
         return {name: picture.title for name, picture in self.pictures().items()}
 
+    def changes(self) -> bool:
+        """Whether each frame of a video has another map: it is a video, or models make it of the frames."""
+        videos = [picture for picture in self.pictures().values() if isinstance(picture, editing.Clip)]
+        return len(videos) > 1 or (len(videos) == 1 and bool(self.models))
+
+    def frames(self) -> list[Request]:
+        """What the map of each frame of a video is made of."""
+        images, given = self.image.frames(), self.inputs.get("diffdiff_map")
+        if not isinstance(given, editing.Clip):
+            return [replace(self, image=image) for image in images]
+        maps = given.frames() if len(given.video.frames) > 1 else given.frames() * len(images)
+        return [
+            replace(self, image=image, inputs=self.inputs | {"diffdiff_map": one})
+            for image, one in zip(images, maps, strict=True)
+        ]
+
 
 def are_asked(params: dict[str, Any]) -> bool:
     """Whether a command's parameters say what changes, MAP aside."""
@@ -114,8 +130,20 @@ def check_pictures(request: Request) -> None:
         if name != "image":
             editing.check_picture(picture, deep=name in ("diffdiff_map", "mask_image"))
     if "diffdiff_map" in request.inputs:
+        _check_count(request.image, request.inputs["diffdiff_map"])
         with editing.spoken(request.titles()):
             diffdiff_map.load_maps(request.inputs["diffdiff_map"].pixels)
+
+
+def _check_count(image: editing.Picture, change_map: editing.Picture) -> None:
+    """Refuses a map that is a video of another number of frames."""
+    if isinstance(change_map, editing.Clip):
+        frames, given = len(image.video.frames), len(change_map.video.frames)
+        if given not in (1, frames):
+            raise loading.UserError(
+                f"{change_map.title} has {given} frames and {image.title} {frames}; MAP takes one for all of them, or "
+                "one for each."
+            )
 
 
 def check_regions(request: Request) -> None:
@@ -209,6 +237,14 @@ def make_map(request: Request, memory: Memory | None = None, load: Callable | No
         shape_map = DiffDiffShapeMapStep().init_pipeline()
         shaped = shape_map(image=request.image.pixels, diffdiff_map=keep, output="diffdiff_map", **shaping)
         return read_maps(shaped)[0][0, 0].numpy()
+
+
+def make_maps(request: Request, load: Callable | None = None) -> np.ndarray:
+    """The same; where it changes from frame to frame of a video, (F, H, W), a map for each."""
+    if not request.changes():
+        return make_map(request, load=load)
+    load = functools.cache(load or loading.load_map_model)
+    return np.stack([make_map(frame, load=load) for frame in request.frames()])
 
 
 def _ask(source: Any, request: Request, memory: Memory, load: Callable) -> torch.Tensor:

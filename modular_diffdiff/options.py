@@ -12,6 +12,14 @@ MAX_STEPS = 10_000
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files; otherwise they are refused.")]
 ImageToEdit = Annotated[str, typer.Argument(metavar="IMAGE", help="Path or URL of the image, of any size; - is stdin.")]
+ImageOrVideo = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE",
+        help="Path or URL of the image, of any size, or of the video (.mp4, .mov, .mkv, .webm, .gif, ...) for a "
+        "--model that edits videos; - is stdin.",
+    ),
+]
 # What is asked of a model, in every command that has one.
 Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw in the changed regions.")]
 ModelName = Annotated[

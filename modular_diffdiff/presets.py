@@ -19,6 +19,7 @@ from .blocks.diffdiff_family import METHOD, DiffDiffSequentialBlocks, FamilyDiff
 from .blocks.diffdiff_files import open_image
 from .blocks.diffdiff_fill import DiffDiffFillStep, DiffDiffStartFilledStep, SDXLDiffDiffEncodeFilledStep
 from .blocks.diffdiff_fit import DiffDiffAutoFitControlStep
+from .blocks.diffdiff_frames import split_frames
 from .blocks.diffdiff_guidance import only_combines
 from .blocks.diffdiff_inpainting import SDXLDiffDiffEncodeKeptStep
 from .blocks.diffdiff_kinds import Kind
@@ -53,6 +54,7 @@ from .blocks.diffdiff_sdxl_checks import SDXLDiffDiffCheckInputsStep
 from .blocks.diffdiff_shape import DiffDiffShapeMapStep
 from .blocks.diffdiff_sources import DiffDiffMapSource
 from .blocks.diffdiff_trajectory import noise_levels
+from .blocks.diffdiff_video import DiffDiffReadVideoStep
 
 
 TEXT2IMAGE_BLOCKS = InsertableDict(

@@ -26,7 +26,7 @@ from .still_life import CHECKPOINT, COMPANIONS
 
 BLOCKS_REPO, CHECKPOINT_REPO = f"{OWNER}/sdxl", f"{OWNER}/still-life"
 _DOCUMENTS = ("README.md", "LICENSE", ".gitattributes")
-_CODE = ("presets.py", "families.py")
+_CODE = ("presets.py", "families.py", "videos.py")
 _BLOCK_CODE = "map_blocks.py"
 _CONFIGS = ("modular_config.json", "modular_model_index.json", "mellon_pipeline_config.json")
 # Files that the Hub makes itself.

@@ -20,6 +20,7 @@ import torch
 from gradio.components.base import server
 from gradio.components.image import ImageData
 from gradio.components.image_editor import AcceptBlobs, EditorData
+from gradio.data_classes import FileData
 from starlette.responses import PlainTextResponse
 
 from . import editing, loading, studio
@@ -32,6 +33,7 @@ RED = "#{:02x}{:02x}{:02x}".format(*CHANGED)
 COPY_SIDE = 768  # pixels, the longer side of what is painted on: on larger ones every stroke takes seconds
 MAX_UPLOAD, MAX_LAYER = 64 * 2**20, 5 * COPY_SIDE**2  # bytes of a request, of a painting in it
 MAX_PIXELS = 2**26  # of a picture
+MAX_VIDEO_PIXELS = 2**28  # of all frames of a video
 MAX_WAITING, MAX_QUEUE = 64, 32
 MAX_NUMBER, MAX_NAME = 1e15, 200  # MAX_NAME in bytes
 
@@ -128,6 +130,37 @@ def photo(**given: Any) -> gr.Image:
     return image
 
 
+def number(whole: bool = False, **given: Any) -> gr.Textbox:
+    """A number that can be left out, which handlers get as None; gradio's own field shows 0 there."""
+    field = gr.Textbox(max_length=20, **given)
+
+    def preprocess(text: str | None) -> float | None:
+        try:
+            return (int if whole else float)(text) if text and text.strip() else None
+        except ValueError as error:
+            takes = "a whole number" if whole else "a number"
+            raise refusal(say(f"{field.label} is {text!r}; it takes {takes}, or nothing.")) from error
+
+    field.preprocess = preprocess
+    return field
+
+
+def video(**given: Any) -> gr.Video:
+    """A video that handlers get as the `editing.Clip` of its file."""
+    player = gr.Video(**given)
+
+    def preprocess(payload: FileData | None) -> editing.Clip | None:
+        if payload is None:
+            return None
+        name = file_name(payload.orig_name or payload.path)
+        with shown():
+            data = Path(payload.path).read_bytes()
+            return editing.open_clip(data, f"{player.label} {name!r}", name, MAX_VIDEO_PIXELS)
+
+    player.preprocess = preprocess
+    return player
+
+
 def painting(**given: Any) -> gr.ImageEditor:
     """A photo to paint on, whose handlers get what is painted as a change map, or None where nothing is."""
     editor = gr.ImageEditor(
@@ -167,9 +200,14 @@ def painting(**given: Any) -> gr.ImageEditor:
 
 
 class Page(gr.Blocks):
-    """Blocks that take of visitors what their parts take, and answer with a sentence whatever happens."""
+    """Blocks that take of visitors what their parts take, and answer with a sentence whatever happens.
+
+    Attributes:
+        has_tools: Whether it offers functions to other programs.
+    """
 
     sessions: Sessions
+    has_tools: bool
 
     def close(self, verbose: bool = True) -> None:
         super().close(verbose)
@@ -240,6 +278,8 @@ def refused(part: gr.Component, value: Any) -> str | None:
             return None if isinstance(value, bool) else "true or false"
         case gr.Image() | gr.ImageEditor():
             return None if isinstance(value, dict | None) else "an uploaded picture"
+        case gr.Video():
+            return None if isinstance(value, dict | None) else "an uploaded video"
 
 
 def check_files(value: Any, folder: Path) -> None:

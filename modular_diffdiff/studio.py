@@ -245,6 +245,8 @@ class Studio:
     ) -> Iterator[tuple[Path, str]]:
         """Edits of a photo under a map, each as a PNG beside the map and the command line that makes it again.
 
+        Those of a video are .mp4 files.
+
         Raises:
             UserError: If something cannot be used.
         """
@@ -255,9 +257,10 @@ class Studio:
         with encodings.encode_once(pipe):
             for seed in seeds:
                 with editing.spoken(pictures.titles()):
-                    result = pipe(**inputs(seed), output="images")[0]
-                path = change_map.with_name(f"{Path(photo.name).stem}-edit-{seed}.png")
-                editing.write_png(result, path, False, settings | {"seed": seed}, editing.kept_of(photo.pixels))
+                    result = pipe(**inputs(seed), output=photo.outputs)[0]
+                path = change_map.with_name(f"{Path(photo.name).stem}-edit-{seed}{photo.suffixes[0]}")
+                data = photo.encode(result, settings | {"seed": seed}, path.suffix)
+                editing.write_file(data, path, False, photo.suffixes)
                 yield path, command_line(params, photo.name, change_map.name, prompt, seed)
 
     def fan(
@@ -279,6 +282,7 @@ class Studio:
         asked_of_maps = {name: DEFAULTS[name] for name in OF_MAPS if name in DEFAULTS}
         params = self.complete(params | {"image": photo}) | asked_of_maps
         asking.check_words(prompt, params)
+        photo.check_output(photo.suffixes[0], f"The result, {photo.suffixes[0]},")
         model, asked = asking.ask_edit(prompt, params)
         read = replace(editing.read_picture(str(change_map), "MAP"), title="MAP")
         pictures, request = asking.ask_pictures(read, params)

@@ -67,7 +67,7 @@ class Session:
     """What one visitor has open.
 
     Attributes:
-        photo: What is edited.
+        photo: What is edited, a picture or a video.
         small: The same as it is painted on and looked at, of at most `COPY_SIDE` pixels.
         painted: What was painted on it before, as a change map: gradio's editor cannot be given strokes.
         strokes: What is painted on it now.
@@ -163,7 +163,7 @@ class Sessions:
 
     def _has_too_many(self) -> bool:
         sessions = list(self.open.values())
-        pixels = sum(session.photo.pixels.width * session.photo.pixels.height for session in sessions if session.photo)
+        pixels = sum(session.photo.count_pixels() for session in sessions if session.photo)
         unused = time.time() - sessions[0].used > MAX_UNUSED
         return unused or (len(sessions) > 1 and (len(sessions) > MAX_SESSIONS or pixels > MAX_OPEN_PIXELS))
 

@@ -15,7 +15,7 @@ import gradio as gr
 import PIL.Image
 from starlette.middleware import Middleware
 
-from . import controls, editing, few_steps, loading, looks, maps, serving, studio, tools, visitors
+from . import catalog, controls, editing, few_steps, loading, looks, maps, serving, studio, tools, visitors, web_videos
 
 
 INTRO = """# Edit what you paint
@@ -256,22 +256,31 @@ def make_page(settings: dict[str, Any], on_device: Callable = lambda run: run) -
         UserError: If there is no such model, or no such device.
     """
     work = studio.Studio(settings)
-    steps, _ = loading.suggest(work.find_model())
+    model = work.find_model()
+    steps, _ = loading.suggest(model)
     sessions = visitors.Sessions()
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.cache)
-    visit = Visit(work, sessions, on_device, steps)
+    edits_videos = catalog.FAMILIES[model.family].makes_videos
+    visit = (web_videos.VideoVisit if edits_videos else Visit)(work, sessions, on_device, steps)
     with serving.Page(title="modular-diffdiff", analytics_enabled=False) as page:
-        page.sessions = sessions
+        page.sessions, page.has_tools = sessions, not edits_videos
         visit.draw()
         visit.wire(page)
-        tools.offer(work, sessions, on_device, steps)
+        if page.has_tools:
+            tools.offer(work, sessions, on_device, steps)
     sessions.begin()
     return page.queue(max_size=serving.MAX_QUEUE, api_open=False)
 
 
 def launch(page: serving.Page, **given: Any) -> str:
-    """Starts a page, and gives its address; what is given goes to `gr.Blocks.launch`."""
+    """Starts a page, and gives its address; what is given goes to `gr.Blocks.launch`.
+
+    Raises:
+        UserError: If it is asked for tools that it does not have.
+    """
     if given.get("mcp_server"):
+        if not page.has_tools:
+            raise loading.UserError("--mcp offers edits of pictures, and this model edits videos.")
         from gradio import mcp
 
         mcp.DEFAULT_TEMP_DIR = str(page.sessions.cache)  # for what comes as data: URLs; else it stays for ever

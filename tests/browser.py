@@ -49,13 +49,16 @@ def wait_for(happens: Callable, tab=None):
 class Visitor:
     """Somebody who uses the page.
 
+    Args:
+        begins: What the page says when it is there.
+
     Attributes:
         errors: What the browser's console told of errors.
         abroad: The addresses beyond this machine that the page asked for; each is refused.
         seconds: How long things took.
     """
 
-    def __init__(self, browser, address: str):
+    def __init__(self, browser, address: str, begins: str = "Or try one of these"):
         self.tab = browser.new_page(viewport={"width": 1366, "height": 900})
         self.errors, self.abroad, self.seconds = [], [], {}
         self.tab.set_default_timeout(1000 * PATIENCE)
@@ -64,7 +67,7 @@ class Visitor:
         self.tab.route(re.compile(f"^(?!{re.escape(address)}|data:|blob:)"), self._refuse)
         with self.timed("open the page"):
             self.tab.goto(f"{address}?__theme=light")
-            self.tab.get_by_text("Or try one of these").wait_for()
+            self.tab.get_by_text(begins).first.wait_for()
 
     def _refuse(self, route) -> None:
         self.abroad.append(route.request.url)

@@ -33,6 +33,7 @@ import modular_diffdiff
 from modular_diffdiff.blocks import diffdiff_files
 from modular_diffdiff.cli import app
 
+from .clips import make_clip
 from .helpers import picture
 from .test_files import huge_png
 
@@ -198,6 +199,7 @@ DEEPER = {
     "floats.tiff": lambda: saved(Image.new("F", SIZE, 200), "tiff"),
     "nan.tiff": lambda: saved(Image.new("F", SIZE, float("nan")), "tiff"),
 }
+VIDEOS = {"clip.mp4": make_clip, "no-video.mp4": lambda: b"no video"}
 UNREADABLE = {
     "empty.png": lambda: b"",
     "byte.png": lambda: b"\x89",
@@ -254,7 +256,7 @@ ON_THE_WEB = (
 def make_files() -> None:
     """The files of the table, in the current folder."""
     Path("folder").mkdir()
-    for files in (READABLE, ANIMATED, TRANSPARENT, DEEP, DEEPER, UNREADABLE):
+    for files in (READABLE, ANIMATED, TRANSPARENT, DEEP, DEEPER, VIDEOS, UNREADABLE):
         for name, data in files.items():
             if data is not None:
                 Path(name).write_bytes(data())
@@ -301,6 +303,11 @@ def picture_rows() -> Iterator[Row]:
         yield Row(put(argument, "-"), stdin=saved(photo(), "png"))
         for data in (b"", b"no picture"):
             yield Row(put(argument, "-"), 2, f"{argument} '-' cannot be read: ", data)
+    for argument in list(PLACES)[1:]:
+        yield Row(put(argument, "clip.mp4"), 2, f"{argument} 'clip.mp4' is a video; it takes a picture here")
+    yield Row(put("IMAGE", "clip.mp4"), 2, "IMAGE 'clip.mp4' is a video, and Stable Diffusion XL edits pictures")
+    for name in ("no-video.mp4", "nowhere.mp4", "{site}/nowhere.mp4"):
+        yield Row(put("IMAGE", name), 2, f"IMAGE {name!r} cannot be read: ")
     for name in TRANSPARENT:
         yield Row((*put("IMAGE", name), "--overlay"))
     yield Row(("edit", "-", "-", PROMPT), 2, "stdin can be read once", b"")

@@ -11,6 +11,7 @@ from diffusers import (
     ControlNetUnionModel,
     EulerDiscreteScheduler,
     UNet2DConditionModel,
+    WanPipeline,
 )
 from transformers import (
     CLIPSegConfig,
@@ -21,7 +22,12 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    UMT5Config,
+    UMT5EncoderModel,
 )
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modular_diffdiff import publishing
@@ -29,8 +35,10 @@ from modular_diffdiff.publishing import BLOCKS_REPO, CHECKPOINT_REPO
 from modular_diffdiff.still_life.models import build_tokenizer
 
 from .clients import add_models, files_in
+from .families import WIDTH, WORDS
 from .helpers import let_it_speak, widen
 from .hub import Hub
+from .videos import wan
 
 
 gc.freeze()  # what has been imported stays: garbage is found faster without it
@@ -185,6 +193,34 @@ def segmenter(tokenizer) -> dict:
         "text_segmenter": widen(CLIPSegForImageSegmentation(config)),
         "text_segmenter_processor": CLIPSegProcessor(images, tokenizer),
     }
+
+
+@pytest.fixture(scope="session")
+def estimator() -> dict:
+    """DPT, as small as it goes."""
+    config = DPTConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+    )
+    images = DPTImageProcessorPil(size={"height": 32, "width": 32})
+    return {"depth_estimator": widen(DPTForDepthEstimation(config)), "depth_estimator_processor": images}
+
+
+@pytest.fixture(scope="session")
+def wan_checkpoint(tmp_path_factory) -> Path:
+    """A tiny Wan checkpoint in a folder, as diffusers saves them."""
+    folder = tmp_path_factory.mktemp("wan")
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=len(WORDS) + 8, d_model=WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    WanPipeline(**wan() | {"text_encoder": UMT5EncoderModel(config)}).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

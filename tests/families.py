@@ -624,30 +624,31 @@ def denoiser_of(name: str) -> nn.Module:
 
 
 # All other families of the installed diffusers, and why they are not opened: what such blocks do.
-TEXT_ONLY, VIDEO, MUSIC, LAYERED = "takes no image", "makes videos", "makes music", "makes layers of an image"
+TEXT_ONLY, MUSIC, LAYERED = "takes no image", "makes music", "makes layers of an image"
+PACKED = "packs the video into one sequence with what else it is given"
+IN_CHUNKS = "makes videos in chunks, each of them by a loop inside one block"
+FIRST_FRAME = "shows the model a first frame, which a map may change"
+NEW_NOISE = "draws new noise in every step, so that there is no trajectory to follow"
+NO_ENCODER = "decodes with a diffusion model, and may have no encoder for the original"
+OWN_MASKS = "has masks of its own, which a branch of the model is shown"
 NOT_OPENED = {
-    "Cosmos3DistilledBlocks": VIDEO,
-    "Cosmos3OmniBlocks": VIDEO,
-    "EchoBlocks": VIDEO,
+    "Cosmos3DistilledBlocks": PACKED,
+    "Cosmos3OmniBlocks": PACKED,
+    "EchoBlocks": NEW_NOISE,
     "ErnieImageAutoBlocks": TEXT_ONLY,
-    "HeliosAutoBlocks": VIDEO,
-    "HeliosPyramidAutoBlocks": VIDEO,
-    "HeliosPyramidDistilledAutoBlocks": VIDEO,
-    "HunyuanVideo15AutoBlocks": VIDEO,
+    "HeliosAutoBlocks": IN_CHUNKS,
+    "HeliosPyramidAutoBlocks": IN_CHUNKS,
+    "HeliosPyramidDistilledAutoBlocks": IN_CHUNKS,
     "Ideogram4AutoBlocks": TEXT_ONLY,
     "Krea2AutoBlocks": TEXT_ONLY,
     "Krea2TurboAutoBlocks": TEXT_ONLY,
-    "LTX25AutoBlocks": VIDEO,
-    "LTX2AutoBlocks": VIDEO,
-    "LTXAutoBlocks": VIDEO,
-    "MiniMaxH3Blocks": VIDEO,
+    "LTX25AutoBlocks": NO_ENCODER,
+    "MiniMaxH3Blocks": PACKED,
     "MiniMaxMusic3Blocks": MUSIC,
     "QwenImageLayeredAutoBlocks": LAYERED,
-    "Wan22Blocks": VIDEO,
-    "Wan22Image2VideoBlocks": VIDEO,
-    "Wan22VaceBlocks": VIDEO,
-    "WanAnimate2Blocks": VIDEO,
-    "WanAnimate2DistilledBlocks": VIDEO,
-    "WanBlocks": VIDEO,
-    "WanImage2VideoAutoBlocks": VIDEO,
+    "Wan22Image2VideoBlocks": FIRST_FRAME,
+    "Wan22VaceBlocks": OWN_MASKS,
+    "WanAnimate2Blocks": IN_CHUNKS,
+    "WanAnimate2DistilledBlocks": IN_CHUNKS,
+    "WanImage2VideoAutoBlocks": FIRST_FRAME,
 }

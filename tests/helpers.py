@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from diffusers import ClassifierFreeGuidance, EulerDiscreteScheduler
 from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from PIL import Image
 
 from modular_diffdiff import IMAGE2IMAGE_BLOCKS, SDXLDiffDiffBlocks
@@ -94,3 +95,43 @@ def widen(model, seed: int = 0):
             if parameter.ndim > 1:
                 parameter.copy_(0.4 * torch.randn(parameter.shape, generator=seeded(seed)))
     return model.eval().requires_grad_(False)
+
+
+class Calls:
+    """Counts what a model is asked."""
+
+    def __init__(self, model):
+        self.made = 0
+        self.hook = model.register_forward_hook(self.count)
+
+    def count(self, *_):
+        self.made += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
+
+
+class Overwrite(ModularPipelineBlocks):
+    """Algorithm 1: before each step, what is frozen becomes the noised original of that step."""
+
+    @property
+    def inputs(self):
+        names = ("latents", "image_latents", "noise", "release_steps")
+        return [InputParam(name, type_hint=torch.Tensor, description=name) for name in names]
+
+    def __call__(self, components, block_state, i, t):
+        scheduler, timesteps = components.scheduler, t[None].repeat(len(block_state.latents))
+        if hasattr(scheduler, "add_noise"):
+            noised = scheduler.add_noise(block_state.image_latents, block_state.noise, timesteps)
+        else:
+            noised = scheduler.scale_noise(block_state.image_latents, timesteps, block_state.noise)
+        block_state.latents = torch.where(i < block_state.release_steps, noised, block_state.latents)
+        return components, block_state
+
+
+def shape_of(block: ModularPipelineBlocks) -> tuple:
+    """What a tree of blocks consists of."""
+    return type(block), tuple((name, shape_of(child)) for name, child in block.sub_blocks.items())

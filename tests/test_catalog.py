@@ -27,6 +27,10 @@ STANDARD = {
     "QwenImageEditPipeline": ("qwen-image-edit", {}),
     "QwenImageEditPlusPipeline": ("qwen-image-edit-plus", {}),
     "ZImagePipeline": ("z-image", {}),
+    "WanPipeline": ("wan", {"boundary_ratio": None}),
+    "LTXPipeline": ("ltx", {}),
+    "LTX2Pipeline": ("ltx-2", {}),
+    "HunyuanVideo15Pipeline": ("hunyuan-video-1.5", {}),
 }
 
 
@@ -35,6 +39,11 @@ def test_a_standard_checkpoint_is_recognized(tmp_path, pipeline):
     family, said = STANDARD[pipeline]
     index = {"_class_name": pipeline, "_diffusers_version": "0.42.1", **said}
     assert catalog.recognize(write_index(tmp_path, "model_index.json", index)) == family
+
+
+def test_a_model_in_two_stages_is_told_from_one(tmp_path):
+    index = {"_class_name": "WanPipeline", "boundary_ratio": 0.875}
+    assert catalog.recognize(write_index(tmp_path, "model_index.json", index)) == "wan-2.2"
 
 
 def test_distilled_and_not_are_told_apart(tmp_path):
@@ -51,7 +60,7 @@ def test_a_modular_checkpoint_is_recognized(tmp_path, family):
     assert catalog.recognize(str(tmp_path)) == family
 
 
-@pytest.mark.parametrize("pipeline", ["WanPipeline", "StableDiffusionPipeline", "NoSuchPipeline"])
+@pytest.mark.parametrize("pipeline", ["CogVideoXPipeline", "StableDiffusionPipeline", "NoSuchPipeline"])
 def test_what_is_of_no_family_says_which_there_are(tmp_path, pipeline):
     location = write_index(tmp_path, "model_index.json", {"_class_name": pipeline})
     with pytest.raises(catalog.UnknownFamilyError, match=re.escape(pipeline)) as refusal:
@@ -61,14 +70,16 @@ def test_what_is_of_no_family_says_which_there_are(tmp_path, pipeline):
 
 
 def test_every_family_of_ours_is_in_the_catalog():
-    from modular_diffdiff import families
+    from modular_diffdiff import families, videos
 
     made = families.FamilyDiffDiffAutoBlocks
-    classes = {
-        name
-        for name, value in vars(families).items()
-        if isinstance(value, type) and issubclass(value, made) and value is not made
-    }
-    assert classes == {family.blocks for family in catalog.FAMILIES.values() if family.module == "families"}
+    for module in (families, videos):
+        classes = {
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, made) and value is not made
+        }
+        entry = module.__name__.rpartition(".")[2]
+        assert classes == {family.blocks for family in catalog.FAMILIES.values() if family.module == entry}
     for family in catalog.FAMILIES.values():
         assert hasattr(diffusers, family.blocks_class.upstream.__name__)

@@ -281,7 +281,7 @@ def test_a_model_of_another_family_is_recognized_and_said(run):
             ("--control-image", "map.png", "--controlnet", "a/b", "--control-mode", 1),
             "--control-mode 1",
         ),
-        ("WanPipeline", (), "is a WanPipeline, which belongs to no known family; known are sdxl, sd3, flux"),
+        ("CogVideoXPipeline", (), "is a CogVideoXPipeline, which belongs to no known family; known are sdxl, sd3"),
     ],
 )
 def test_what_a_family_does_not_take_is_said_before_anything_is_loaded(run, folder, pipeline, options, said):

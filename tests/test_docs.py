@@ -13,7 +13,14 @@ from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
 import modular_diffdiff
-from modular_diffdiff import DiffDiffCallbackStep, DiffDiffFanStep, SDXLDiffDiffAutoBlocks, SDXLDiffDiffBlocks, families
+from modular_diffdiff import (
+    DiffDiffCallbackStep,
+    DiffDiffFanStep,
+    SDXLDiffDiffAutoBlocks,
+    SDXLDiffDiffBlocks,
+    families,
+    videos,
+)
 from modular_diffdiff.blocks import diffdiff_docs
 
 from .helpers import build, picture
@@ -57,7 +64,7 @@ def with_a_foreign_block() -> SDXLDiffDiffBlocks:
 
 FAMILIES = [
     member
-    for name, member in vars(families).items()
+    for name, member in [*vars(families).items(), *vars(videos).items()]
     if name.endswith("DiffDiffAutoBlocks") and member is not families.FamilyDiffDiffAutoBlocks
 ]
 BLOCKS = {
@@ -100,7 +107,9 @@ def test_required_is_what_a_run_cannot_do_without():
 
 @pytest.mark.parametrize("blocks", ["automatic", *(family.__name__ for family in FAMILIES)])
 def test_with_a_map_required_is_a_prompt_an_image_and_the_map(blocks):
-    assert set(BLOCKS[blocks]().get_workflow("diffdiff").required_inputs) == {"prompt", "image", "diffdiff_map"}
+    blocks = BLOCKS[blocks]()
+    required = set(blocks.get_workflow("diffdiff").required_inputs)
+    assert required == ({"prompt", "video"} if "video" in blocks.input_names else {"prompt", "image", "diffdiff_map"})
 
 
 def test_without_a_map_required_is_what_text_to_image_needs():

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import math
 
 import diffusers
@@ -32,9 +33,11 @@ from modular_diffdiff.blocks.diffdiff_match import to_lab
 from modular_diffdiff.blocks.diffdiff_pixels import size_and_canvas
 from modular_diffdiff.blocks.diffdiff_sources import linear_gradient
 
-from .families import FAMILIES, LAYERED, MUSIC, NOT_OPENED, SHORT, TEXT_ONLY, VIDEO, denoiser_of, flow, parts_of
-from .helpers import adapter_weights, picture, relative, seeded
+from . import families as table
+from .families import FAMILIES, NOT_OPENED, SHORT, denoiser_of, flow, parts_of
+from .helpers import Calls, Overwrite, adapter_weights, picture, relative, seeded, shape_of
 from .helpers import build as build_sdxl
+from .videos import VIDEOS
 
 
 STRENGTH = [name for name, family in FAMILIES.items() if family.strength]
@@ -158,28 +161,6 @@ def unpacked(pipe, state, values: torch.Tensor) -> torch.Tensor:
     return grid_of(state.latents)
 
 
-class Calls:
-    """Counts what a model is asked."""
-
-    def __init__(self, model):
-        self.made = 0
-        self.hook = model.register_forward_hook(self.count)
-
-    def count(self, *_):
-        self.made += 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.hook.remove()
-
-
-def shape_of(block: ModularPipelineBlocks) -> tuple:
-    """What a tree of blocks consists of."""
-    return type(block), tuple((name, shape_of(child)) for name, child in block.sub_blocks.items())
-
-
 # The parts
 
 
@@ -201,24 +182,6 @@ def test_upstream_edits_with_these_parts(name):
 
 
 # The paper's algorithm
-
-
-class Overwrite(ModularPipelineBlocks):
-    """Algorithm 1: before each step, what is frozen becomes the noised original of that step."""
-
-    @property
-    def inputs(self):
-        names = ("latents", "image_latents", "noise", "release_steps")
-        return [InputParam(name, type_hint=torch.Tensor, description=name) for name in names]
-
-    def __call__(self, components, block_state, i, t):
-        scheduler, timesteps = components.scheduler, t[None].repeat(len(block_state.latents))
-        if hasattr(scheduler, "add_noise"):
-            noised = scheduler.add_noise(block_state.image_latents, block_state.noise, timesteps)
-        else:
-            noised = scheduler.scale_noise(block_state.image_latents, timesteps, block_state.noise)
-        block_state.latents = torch.where(i < block_state.release_steps, noised, block_state.latents)
-        return components, block_state
 
 
 def through_loop(name: str, loop: LoopSequentialPipelineBlocks | None, **options):
@@ -1072,7 +1035,7 @@ INSTALLED = {
 
 
 def test_the_table_knows_every_family_of_the_installed_diffusers():
-    opened = {family.upstream.__name__ for family in CLASSES.values()}
+    opened = {family.upstream.__name__ for family in [*CLASSES.values(), *(row.ours for row in VIDEOS.values())]}
     assert not opened & set(NOT_OPENED)
     assert opened | set(NOT_OPENED) == INSTALLED
 
@@ -1081,13 +1044,22 @@ def test_the_table_knows_every_family_of_the_installed_diffusers():
 def test_what_is_not_opened_is_not_for_its_reason(name, reason):
     blocks = getattr(diffusers, name)()
     takes, makes = set(blocks.input_names), set(blocks.intermediate_output_names)
+    executed = blocks.get_execution_blocks(prompt=True, num_frames=True).sub_blocks
+    loops = [step for step in executed.values() if isinstance(step, LoopSequentialPipelineBlocks)]
+    inside = [step for loop in loops for step in loop.sub_blocks.values()]
     facts = {
-        TEXT_ONLY: "images" in makes and "image" not in takes,
-        VIDEO: "videos" in makes,
-        MUSIC: not {"images", "videos"} & makes,
-        LAYERED: "layers" in takes,
+        table.TEXT_ONLY: "images" in makes and "image" not in takes,
+        table.MUSIC: not {"images", "videos"} & makes,
+        table.LAYERED: "layers" in takes,
+        table.PACKED: any("pack" in f"{key} {step.description}" for key, step in executed.items()),
+        table.IN_CHUNKS: all("i" not in inspect.signature(step.__call__).parameters for step in inside),
+        table.FIRST_FRAME: any("image_condition_latents" in loop.input_names for loop in loops),
+        table.NEW_NOISE: any("generator" in step.input_names for step in inside),
+        table.NO_ENCODER: "diffusion_decoder" in blocks.component_names,
+        table.OWN_MASKS: "mask" in takes,
     }
     assert facts[reason]
+    assert len(facts) == len(set(NOT_OPENED.values()))
 
 
 def test_every_family_of_the_module_is_tested():

@@ -92,7 +92,11 @@ def test_without_trust_the_repos_code_does_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["modular_config.json", "modular_model_index.json", "presets.py", "families.py", "blocks", "model_card.md"]
+    "name",
+    [
+        *("modular_config.json", "modular_model_index.json", "presets.py", "families.py", "videos.py", "blocks"),
+        "model_card.md",
+    ],
 )
 def test_the_clones_root_points_into_the_package(name):
     link = CLONE / name
@@ -117,7 +121,10 @@ def imported_by(module: str) -> set[str]:
     return own.union(*map(imported_by, own))
 
 
-@pytest.mark.parametrize(("entry", "strangers"), [("presets.py", FAN), ("families.py", FAN | SDXL_MODULES)])
+@pytest.mark.parametrize(
+    ("entry", "strangers"),
+    [("presets.py", FAN), ("families.py", FAN | SDXL_MODULES), ("videos.py", FAN | SDXL_MODULES)],
+)
 def test_an_entry_module_names_the_modules_that_it_needs_and_no_others(entry, strangers):
     """The loader of local folders copies what is named; who reads the repo before trusting it reads what runs."""
     named = set(re.findall(r"^from \.blocks\.(\w+) import", (PACKAGE / entry).read_text(), re.MULTILINE))

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 from transformers import (
-    DPTConfig,
-    DPTForDepthEstimation,
     SamConfig,
     SamHQConfig,
     SamHQModel,
@@ -23,7 +21,6 @@ from transformers import (
     SamProcessor,
 )
 from transformers.modeling_outputs import DepthEstimatorOutput
-from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 import modular_diffdiff
@@ -135,24 +132,6 @@ def generator(request) -> dict:
     )
     images = SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
     return {"mask_generator": widen(model_class(config)), "mask_generator_processor": processor_class(images)}
-
-
-@pytest.fixture(scope="module")
-def estimator() -> dict:
-    """DPT, as small as it goes."""
-    config = DPTConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-    )
-    images = DPTImageProcessorPil(size={"height": 32, "width": 32})
-    return {"depth_estimator": widen(DPTForDepthEstimation(config)), "depth_estimator_processor": images}
 
 
 def test_words_are_kept_by_1_less_the_probability_that_the_segmenter_gives(segmenter):

@@ -17,7 +17,7 @@ from .helpers import picture
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
 FILES = [
-    *(PACKAGE / name for name in ("presets.py", "families.py", "map_blocks.py")),
+    *(PACKAGE / name for name in ("presets.py", "families.py", "videos.py", "map_blocks.py")),
     *(PACKAGE / "blocks").glob("*.py"),
 ]
 LIBRARIES = {"torch", "numpy", "PIL", "diffusers", "transformers", "huggingface_hub"}

@@ -101,7 +101,7 @@ def check_makers(asked: Asked, family: diffdiff_block.FamilyTraits) -> None:
 
     What users are not meant to give is refused where a block can make it, whether or not that one runs this time.
     """
-    given = asked.given.keys() - {family.area, *family.fixed}  # their defaults are not the user's
+    given = asked.given.keys() - {family.area, *family.fixed, *family.followed}  # their defaults are not the user's
     internal = {name for name in given if not is_for_users(name)}
     for block in asked.following:
         check_unmade(asked, block, internal)
@@ -138,10 +138,13 @@ def check_wiring(asked: Asked) -> None:
 
 def count_outputs(asked: Asked, prompts: int | None) -> int | None:
     """Number of outputs, and a check that the generators are as many; None where it cannot be told."""
-    per_prompt, generator = asked.get("num_images_per_prompt", 1), asked.get("generator")
+    generator = asked.get("generator")
+    per_prompt, made = asked.get("num_images_per_prompt"), "images"
+    if per_prompt is None:
+        per_prompt, made = asked.get("num_videos_per_prompt", 1), "videos"
     outputs = None if prompts is None else prompts * per_prompt
     if isinstance(generator, list) and outputs not in (None, len(generator)):
-        one_each = f"one for each output ({prompts} prompts x {per_prompt} images)"
+        one_each = f"one for each output ({prompts} prompts x {per_prompt} {made})"
         given = f"`generator` is a list of {len(generator)}"
         raise BadInputError(f"{given}; it takes one generator, or {outputs}: {one_each}.")
     return outputs

@@ -43,6 +43,8 @@ class FamilyTraits:
         texts: Inputs that hold a text for each prompt; `add_diffdiff` finds them.
         embeddings: What the texts are encoded as, a row for each prompt; `add_diffdiff` finds it.
         sized: Whether `height` and `width` are the size of the run, which follows the image otherwise; likewise found.
+        video: Whether it makes videos. Its encoded original is then `video_latents`, (B, C, frames, h, w).
+        sound: Whether it makes sound with them. Its sound begins with noise, so no step is left out.
     """
 
     triggers: tuple[str, ...] = ("prompt", "image")
@@ -64,11 +66,30 @@ class FamilyTraits:
     texts: tuple[str, ...] = ("prompt",)
     embeddings: tuple[str, ...] = ()
     sized: bool = False
+    video: bool = False
+    sound: bool = False
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """Inputs that follow the original, whatever their defaults are."""
+        return ("num_frames",) if self.video else ()
+
+
+# Of models in two stages, each has one.
+GUIDERS = ("guider", "guider_2")
+# What upstream's pipelines call it.
+CELL = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+FRAMES_OF_CELL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 
 
 def cell_of(components) -> int:
     """Pixels that a latent element is high and wide; 1 where latents are pixels."""
-    return getattr(components, "vae_scale_factor", 1)
+    return next((getattr(components, name) for name in CELL if hasattr(components, name)), 1)
+
+
+def frames_of_cell(components) -> int:
+    """Frames of a video that a latent frame stands for; the first latent frame stands for the first frame alone."""
+    return next((getattr(components, name) for name in FRAMES_OF_CELL if hasattr(components, name)), 1)
 
 
 class DiffDiffBlock(ModularPipelineBlocks):

@@ -211,10 +211,12 @@ def check_guidance(components, asked: Asked) -> None:
     """Refuses to make one batch of what a guider asks differently, and of embeddings of different lengths."""
     if not asked.get("batch_guidance"):
         return
-    if not diffdiff_guidance.only_combines(components.guider):
-        guider = f"a {type(components.guider).__name__}, which does not ask the same model for all its predictions"
-        instead = "Leave it out, or take one that only combines them, e.g. `ClassifierFreeGuidance`"
-        raise BadInputError(f"`batch_guidance` is True, but the guider is {guider}. {instead}.")
+    for name in diffdiff_block.GUIDERS:
+        guider = getattr(components, name, None)
+        if guider is not None and not diffdiff_guidance.only_combines(guider):
+            kind = f"a {type(guider).__name__}, which does not ask the same model for all its predictions"
+            instead = "Leave it out, or take one that only combines them, e.g. `ClassifierFreeGuidance`"
+            raise BadInputError(f"`batch_guidance` is True, but the {name} is {kind}. {instead}.")
     both = [asked.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")]
     if all(isinstance(value, torch.Tensor) for value in both) and not asked.reads("prompt_embeds_mask"):
         diffdiff_guidance.check_fit("prompt_embeds", both, len(both[0]))
@@ -399,5 +401,5 @@ class DiffDiffCheckNoMapStep(diffdiff_block.DiffDiffBlock):
             value = state.get(param.name)
             if value is not None and (param.default is None or value != param.default):
                 why = "it only applies with a `diffdiff_map`, and no map is given"
-                raise BadInputError(f"`{param.name}` is {value!r}; {why}.")
+                raise BadInputError(f"`{param.name}` is {diffdiff_refusals.describe(value)}; {why}.")
         return components, state

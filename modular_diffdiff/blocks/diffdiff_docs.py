@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "invert_diffdiff_map": False,
     "overlay": False,
     "num_images_per_prompt": 1,
+    "num_videos_per_prompt": 1,
     "output_type": "pil",
     "strength": 1.0,
     "diffdiff_schedule": "step",
@@ -76,6 +77,8 @@ _describe(
     width="Width in pixels, like `height`.",
     max_sequence_length="Number of text tokens after which a prompt is cut off.",
     num_images_per_prompt="How many images to make of each prompt.",
+    num_videos_per_prompt="How many videos to make of each prompt.",
+    num_frames="Number of frames of a video that is made without a change map; an edited video keeps its own.",
     num_inference_steps="Number of denoising steps. The change map's greys are shares of this schedule.",
 )
 _describe(
@@ -103,6 +106,15 @@ _describe(
     image="The image to edit, or a batch. Any size; results come back at the same size. Models that take references "
     "take one.",
     resized_image="The image at the model's own size, to encode instead of `image`. Not with a change map.",
+)
+_describe(
+    diffdiff_kinds.videos(),
+    video="The video to edit under a change map. Any size and any number of frames; results have the same.",
+)
+_describe(
+    diffdiff_kinds.tensor("(B, C, frames, h, w)", 5),
+    video_latents="The encoded original, x0, of a video. To pass it yourself, take its encoder out with "
+    "`without_encoders`.",
 )
 _describe(
     diffdiff_kinds.pictures("PIL images, arrays or tensors, one for each IP-Adapter in a list"),
@@ -298,6 +310,8 @@ _describe(
     negative_prompt_embeds="Text embeddings of the negative prompt, of the same shape.",
     qwen_prompt_embeds="Qwen's text embeddings, before they are conditioned.",
     negative_qwen_prompt_embeds="Qwen's text embeddings of the negative prompt.",
+    prompt_embeds_2="Embeddings of the texts that a prompt asks to write, a row for each prompt.",
+    negative_prompt_embeds_2="The same for the negative prompt.",
 )
 _describe(
     diffdiff_kinds.tokens("(B, tokens)"),
@@ -309,6 +323,19 @@ _describe(
     negative_qwen_attention_mask="Which tokens of Qwen's negative text embeddings count.",
     negative_t5_input_ids="Tokens of the negative prompt, as T5 counts them.",
     negative_t5_attention_mask="Which of these tokens count.",
+    prompt_attention_mask="Which tokens of the text embeddings count.",
+    negative_prompt_attention_mask="Which tokens of the negative text embeddings count.",
+    prompt_embeds_mask_2="Which tokens of the second text embeddings count.",
+    negative_prompt_embeds_mask_2="Which tokens of the second negative text embeddings count.",
+)
+_describe(
+    diffdiff_kinds.number(0.1, 1000),
+    frame_rate="Frames of the video in a second.",
+)
+_describe(
+    diffdiff_kinds.several(diffdiff_kinds.number(0, 1)),
+    decode_timestep="The timestep at which to decode, or one for each output; for autoencoders that take one.",
+    decode_noise_scale="How much noise to decode with, or one for each output; `decode_timestep` by default.",
 )
 _describe(
     diffdiff_kinds.pair(),
@@ -377,6 +404,25 @@ _describe(
 _describe(
     diffdiff_kinds.unchecked(list),
     filled_image="The image as changed parts start from it.",
+)
+_describe(
+    diffdiff_kinds.unchecked(torch.Tensor),
+    conditioning_mask="Which tokens upstream's image-to-video keeps.",
+    cond_latents_concat="Latents of a first frame, zeros without one.",
+    mask_concat="Where there is a first frame.",
+    image_embeds="Embeddings of a first frame, zeros without one.",
+)
+_describe(
+    diffdiff_kinds.unchecked(tuple[float, float, float]),
+    rope_interpolation_scale="Steps of a token's position in time, height and width.",
+)
+_describe(
+    diffdiff_kinds.unchecked(object),
+    audio_scheduler="The scheduler of the sound, a copy of `scheduler`.",
+)
+_describe(
+    diffdiff_kinds.unchecked(list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor),
+    videos="The edited videos, as `output_type` says: frames of each, in [0, 1] as arrays and tensors.",
 )
 _describe(
     diffdiff_kinds.unchecked(list[int]),

@@ -38,6 +38,7 @@ from . import (
     diffdiff_saving,
     diffdiff_shape,
     diffdiff_sources,
+    diffdiff_video,
 )
 
 
@@ -81,6 +82,8 @@ def add_diffdiff(
 
 def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> DiffDiffSequentialBlocks:
     """A copy of these blocks with ours in them: around, after the encoder, before and in every denoising loop."""
+    if family.video:
+        return open_video_blocks(blocks, family)
     blocks = _copy_in_sequence(blocks)
     executed = blocks.get_execution_blocks(**dict.fromkeys(family.triggers, True))
     _check_workflow(executed, family)
@@ -114,6 +117,32 @@ def open_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTrai
         }
         _insert(blocks, len(blocks.sub_blocks), back)
     return DiffDiffSequentialBlocks.of(blocks.sub_blocks, blocks.model_name)
+
+
+def open_video_blocks(blocks: ModularPipelineBlocks, family: diffdiff_block.FamilyTraits) -> DiffDiffSequentialBlocks:
+    """A copy of the blocks that make a video of a prompt, with ours in them: they then edit a video under a map."""
+    blocks = _copy_in_sequence(blocks)
+    # the number of frames is the video's, and nothing has to predict it
+    executed = blocks.get_execution_blocks(**dict.fromkeys((*family.triggers, "num_frames"), True))
+    _only_loop(executed, family)
+    family = replace(_complete(family, executed), original="video_latents")
+    (name,) = (name for name, step in executed.sub_blocks.items() if isinstance(step, LoopSequentialPipelineBlocks))
+    executed.sub_blocks[name] = _opened(executed.sub_blocks[name], family)
+    # sound begins with noise, at the first step
+    skip = {} if family.sound else {"skip_frozen": diffdiff_prepare.DiffDiffSkipFrozenStep()}
+    steps = {"prepare": diffdiff_video.DiffDiffPrepareVideoStep(family), **skip}
+    _insert(executed, _place_to_prepare(executed, name, family.original), steps)
+    front = {
+        "check_inputs": diffdiff_video.DiffDiffCheckVideoInputsStep(family),
+        "read_video": diffdiff_video.DiffDiffReadVideoStep(family),
+        "fit": diffdiff_video.DiffDiffFitVideoStep(family),
+        "encode_video": diffdiff_video.DiffDiffEncodeVideoStep(family),
+    }
+    _insert(executed, 0, front)
+    if "videos" in executed.intermediate_output_names:
+        back = {"crop": diffdiff_video.DiffDiffCropVideoStep(), "overlay": diffdiff_video.DiffDiffOverlayVideoStep()}
+        _insert(executed, len(executed.sub_blocks), back)
+    return DiffDiffSequentialBlocks.of(executed.sub_blocks, blocks.model_name)
 
 
 def _copy_in_sequence(blocks: ModularPipelineBlocks) -> SequentialPipelineBlocks:
@@ -168,15 +197,7 @@ def starts_from_image(family: diffdiff_block.FamilyTraits) -> bool:
 
 def _check_workflow(executed: SequentialPipelineBlocks, family: diffdiff_block.FamilyTraits) -> None:
     given, steps = ", ".join(f"`{name}`" for name in family.triggers), list(executed.sub_blocks.values())
-    loops = [step for step in steps if isinstance(step, LoopSequentialPipelineBlocks)]
-    if "diffdiff_map" in executed.input_names:
-        raise ValueError("The blocks take a `diffdiff_map` already.")
-    if len(loops) != 1:
-        raise ValueError(
-            f"With {given}, {len(loops)} denoising loops run, and a change map needs one: name the inputs that select "
-            "the workflow which starts from an image, as in `FamilyTraits(triggers=('prompt', 'image'))`."
-        )
-    before = steps[: steps.index(loops[0])]
+    before = steps[: steps.index(_only_loop(executed, family))]
     if not any(family.original in step.intermediate_output_names for step in before):
         made = sorted({name for step in before for name in step.intermediate_output_names if name.endswith("latents")})
         raise ValueError(
@@ -184,6 +205,20 @@ def _check_workflow(executed: SequentialPipelineBlocks, family: diffdiff_block.F
             f"holds the encoded image with `original` (made are {', '.join(made) or 'no latents'}), or the inputs that "
             "select the workflow with `triggers`, both in `FamilyTraits`."
         )
+
+
+def _only_loop(executed: SequentialPipelineBlocks, family: diffdiff_block.FamilyTraits) -> LoopSequentialPipelineBlocks:
+    """The denoising loop of a workflow that a change map can be given to."""
+    given = ", ".join(f"`{name}`" for name in family.triggers)
+    loops = [step for step in executed.sub_blocks.values() if isinstance(step, LoopSequentialPipelineBlocks)]
+    if "diffdiff_map" in executed.input_names:
+        raise ValueError("The blocks take a `diffdiff_map` already.")
+    if len(loops) != 1:
+        raise ValueError(
+            f"With {given}, {len(loops)} denoising loops run, and a change map needs one: name the inputs that select "
+            "the workflow which starts from an image, as in `FamilyTraits(triggers=('prompt', 'image'))`."
+        )
+    return loops[0]
 
 
 def _complete(family: diffdiff_block.FamilyTraits, executed: SequentialPipelineBlocks) -> diffdiff_block.FamilyTraits:
@@ -246,11 +281,11 @@ def _opened(loop: LoopSequentialPipelineBlocks, family: diffdiff_block.FamilyTra
     asking = [name for name, step in loop.sub_blocks.items() if MODELS & set(step.component_names)]
     for name in asking:
         step = loop.sub_blocks[name]
-        if name != asking[-1]:  # those before it prepare for the denoiser
-            mixins = [diffdiff_regions.DiffDiffRegional]
-        else:
-            guided = [diffdiff_guidance.DiffDiffBatchGuidance] * ("guider" in step.component_names)
-            mixins = [diffdiff_regions.DiffDiffRegionalDenoiser, *guided]
+        is_last = name == asking[-1]  # those before it prepare for the denoiser
+        regional = diffdiff_regions.DiffDiffRegionalDenoiser if is_last else diffdiff_regions.DiffDiffRegional
+        # LTX-2, which makes sound, guides in a way of its own
+        in_one_call = is_last and "guider" in step.component_names and not family.sound
+        mixins = [regional] * (not family.video) + [diffdiff_guidance.DiffDiffBatchGuidance] * in_one_call
         opened.sub_blocks[name] = _with_mixins(step, mixins, family)
     _insert(opened, 0, {"inject": diffdiff_loop.DiffDiffInjectStep()})
     last = {"restore": diffdiff_loop.DiffDiffRestoreStep(), "check_finite": diffdiff_loop.DiffDiffCheckFiniteStep()}
@@ -392,7 +427,7 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, ConditionalPipelineBlock
         without_map = DiffDiffSequentialBlocks.of(InsertableDict(check | blocks.sub_blocks), blocks.model_name)
         self.block_classes = [opened, without_map]
         self.block_names = ["diffdiff", "without_map"]
-        self.block_trigger_inputs = ["diffdiff_map", *opened.sub_blocks["make_map"].sub_blocks]
+        self.block_trigger_inputs = _triggers(opened)
         self.default_block_name = "without_map"
         self._workflow_map = _workflows(blocks._workflow_map or {}, triggers)
         super().__init__()
@@ -413,6 +448,13 @@ class DiffDiffAutoBlocks(diffdiff_saving.SavedWithCode, ConditionalPipelineBlock
     required_inputs = DiffDiffSequentialBlocks.required_inputs
     available_workflows = SequentialPipelineBlocks.available_workflows
     get_workflow = SequentialPipelineBlocks.get_workflow
+
+
+def _triggers(opened: DiffDiffSequentialBlocks) -> list[str]:
+    """The change map, and the inputs that one is made from."""
+    if "read_video" in opened.sub_blocks:
+        return opened.sub_blocks["read_video"].triggers
+    return ["diffdiff_map", *opened.sub_blocks["make_map"].sub_blocks]
 
 
 def _workflows(known: dict[str, dict[str, bool]], triggers: tuple[str, ...]) -> dict[str, dict[str, bool]]:

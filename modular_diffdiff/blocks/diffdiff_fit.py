@@ -95,16 +95,20 @@ class DiffDiffFitStep(diffdiff_block.DiffDiffBlock):
         outputs = prompts * block_state.num_images_per_prompt
         if outputs == 1:
             return
+        self.fit_prompts(block_state, outputs)
+        if block_state.image is not None and (own_noise or not self.family.encodes_once):
+            pictures = diffdiff_pixels.split_images(block_state.image)
+            block_state.image = as_batch(diffdiff_trajectory.for_each_output(pictures, outputs))
+        block_state.num_images_per_prompt = 1
+
+    def fit_prompts(self, block_state, outputs: int) -> None:
+        """Gives each output its own of what belongs to a prompt."""
         for name in self.of_prompts:
             value = getattr(block_state, name)
             if value is None and name == "negative_prompt" and block_state.prompt is not None:
                 value = self.family.no_negative
             if value is not None:
                 setattr(block_state, name, diffdiff_trajectory.for_each_output(value, outputs))
-        if block_state.image is not None and (own_noise or not self.family.encodes_once):
-            pictures = diffdiff_pixels.split_images(block_state.image)
-            block_state.image = as_batch(diffdiff_trajectory.for_each_output(pictures, outputs))
-        block_state.num_images_per_prompt = 1
 
 
 class DiffDiffFitControlStep(diffdiff_block.DiffDiffBlock):

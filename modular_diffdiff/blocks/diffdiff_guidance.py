@@ -156,8 +156,10 @@ class DiffDiffBatchGuidance(diffdiff_docs.Documented):
 
     def in_one_call(self, components, rows: int) -> _StandIn:
         """The components as the denoiser sees them."""
-        seen = _StandIn(components)
-        seen.guider = _Guider(components.guider, rows, self.family)
-        for name in {spec.name for spec in self.expected_components} - {"guider"}:
-            setattr(seen, name, _Model(getattr(components, name), seen.guider))
+        seen, names = _StandIn(components), {spec.name for spec in self.expected_components}
+        for name in names & {*diffdiff_block.GUIDERS}:
+            setattr(seen, name, _Guider(getattr(components, name), rows, self.family))
+        for name in names - {*diffdiff_block.GUIDERS}:
+            guider = seen.guider_2 if name.endswith("_2") else seen.guider
+            setattr(seen, name, _Model(getattr(components, name), guider))
         return seen

@@ -257,7 +257,9 @@ def tokens(shape: str) -> Kind:
 
     def accepts(value: Any) -> bool:
         held = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
-        return held and value.ndim == 2 and len(value) > 0 and not value.is_floating_point() and not value.is_complex()
+        if not held or value.ndim != 2 or len(value) == 0 or value.is_complex():
+            return False
+        return not value.is_floating_point() or torch.equal(value, value.round())
 
     return Kind(torch.Tensor, f"whole numbers or bools, a tensor {shape}", accepts)
 
@@ -302,6 +304,16 @@ def pictures(takes: str) -> Kind:
         return is_picture(value) or (isinstance(value, list) and len(value) > 0 and all(map(accepts, value)))
 
     return Kind(PIL.Image.Image | np.ndarray | torch.Tensor | list, takes, accepts)
+
+
+def videos() -> Kind:
+    """Videos, which their reader looks through."""
+    takes = (
+        "a list of frames of one size, each a PIL image or floats in [0, 1] as (H, W, 3) or (3, H, W), an array "
+        "(F, H, W, 3) of uint8 or floats in [0, 1], or a tensor (F, 3, H, W); `read_video` and "
+        "`diffusers.utils.load_video` read files"
+    )
+    return Kind(list[PIL.Image.Image] | np.ndarray | torch.Tensor, takes, lambda value: True)
 
 
 def change_maps(takes: str) -> Kind:

@@ -26,8 +26,10 @@ def in_loop_form(values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Brings a grid into the form that a loop's latents have.
 
     Args:
-        values: (B, C, h, w) with the latents' channels, or (B, 1, h, w) to count for each of them.
-        latents: (B, C, h, w), (B, C, 1, h, w), or tokens (B, L, D): of one place each, D = C, or of square patches.
+        values: (B, C, h, w) with the latents' channels, or (B, 1, h, w) to count for each of them; of a video, the same
+            with frames, (B, C, frames, h, w).
+        latents: (B, C, h, w), (B, C, frames, h, w), or tokens (B, L, D): of one place each, D = C, or, where there are
+            no frames, of square patches.
 
     Returns:
         Values that can be broadcast to one row of the latents.
@@ -36,7 +38,11 @@ def in_loop_form(values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         BadInputError: If latents of this shape cannot hold the grid.
     """
     height, width = values.shape[-2:]
-    if latents.ndim == 4:
+    if values.ndim == 5:
+        tokens = values.flatten(2).transpose(1, 2)
+        formed = values if latents.ndim == 5 else tokens
+        fits = latents.shape[2:] == values.shape[2:] if latents.ndim == 5 else latents.shape[1] == tokens.shape[1]
+    elif latents.ndim == 4:
         fits, formed = latents.shape[-2:] == (height, width), values
     elif latents.ndim == 5:
         fits, formed = latents.shape[-3:] == (1, height, width), values[:, :, None]

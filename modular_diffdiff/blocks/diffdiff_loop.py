@@ -117,5 +117,6 @@ class DiffDiffLoop:
         try:
             return super().__call__(components, state)
         finally:
-            if getattr(components, "guider", None) is not None:  # the next run's encoders ask it, before its first step
-                components.guider.set_state(step=None, num_inference_steps=None, timestep=None)
+            for name in diffdiff_block.GUIDERS:  # the next run's encoders ask them, before its first step
+                if (guider := getattr(components, name, None)) is not None:
+                    guider.set_state(step=None, num_inference_steps=None, timestep=None)

@@ -40,26 +40,31 @@ class DiffDiffOverlayStep(diffdiff_block.DiffDiffBlock):
     takes = ("overlay", "overlay_grow", "overlay_feather", "padding_map_crop", "diffdiff_schedule", "output_type")
 
     def run(self, components, block_state, state) -> None:
-        placement = block_state.placement
         if block_state.overlay or block_state.padding_map_crop is not None:
-            outputs = diffdiff_pixels.output_arrays(block_state.images, block_state.output_type)
-            # what is padded is no part of the picture
-            shown = [placement.shown(*edited.shape[:2]) for edited in outputs]
-            outputs = [edited[:height, :width] for edited, (height, width) in zip(outputs, shown, strict=True)]
-            keeps = [diffdiff_map.resize_map(keep, *placement.whole)[0, 0] for keep in placement.keeps]
-            kept = [never_released(components, block_state, keep) for keep in keeps]
-            warn_of_nothing_kept(keeps, kept)
-            kept = [diffdiff_shape.dilate(mask[None].float(), block_state.overlay_grow)[0] > 0 for mask in kept]
-            items = (placement.originals, keeps, kept)
-            originals, keeps, kept = (diffdiff_trajectory.for_each_output(each, len(outputs)) for each in items)
-            results = [
-                _paste(*each, placement.box, block_state.overlay_feather)
-                for each in zip(originals, outputs, keeps, kept, strict=True)
-            ]
-            images = diffdiff_pixels.as_outputs(results, block_state.images, block_state.output_type)
-            if block_state.output_type == "pil":
-                restore_alpha(images, originals)
-            block_state.images = images
+            block_state.images = lay_over(components, block_state, block_state.images, block_state.output_type)
+
+
+def lay_over(components, block_state, images: Any, output_type: str) -> Any:
+    """Pictures with their originals over them, in the form that they have; `block_state` says how."""
+    placement = block_state.placement
+    outputs = diffdiff_pixels.output_arrays(images, output_type)
+    # what is padded is no part of the picture
+    shown = [placement.shown(*edited.shape[:2]) for edited in outputs]
+    outputs = [edited[:height, :width] for edited, (height, width) in zip(outputs, shown, strict=True)]
+    keeps = [diffdiff_map.resize_map(keep, *placement.whole)[0, 0] for keep in placement.keeps]
+    kept = [never_released(components, block_state, keep) for keep in keeps]
+    warn_of_nothing_kept(keeps, kept)
+    kept = [diffdiff_shape.dilate(mask[None].float(), block_state.overlay_grow)[0] > 0 for mask in kept]
+    items = (placement.originals, keeps, kept)
+    originals, keeps, kept = (diffdiff_trajectory.for_each_output(each, len(outputs)) for each in items)
+    results = [
+        _paste(*each, placement.box, block_state.overlay_feather)
+        for each in zip(originals, outputs, keeps, kept, strict=True)
+    ]
+    laid = diffdiff_pixels.as_outputs(results, images, output_type)
+    if output_type == "pil":
+        restore_alpha(laid, originals)
+    return laid
 
 
 def never_released(components, block_state, keep: torch.Tensor) -> torch.Tensor:

@@ -43,13 +43,14 @@ def cut(picture: Any, box: Box) -> Any:
     return picture[top:bottom, left:right] if isinstance(picture, np.ndarray) else picture[:, top:bottom, left:right]
 
 
-def in_unit_range(pictures: list[Any]) -> list[Any]:
+def in_unit_range(pictures: list[Any], name: str = "image") -> list[Any]:
     """A batch of pictures in [0, 1]; floats in [-1, 1], which upstream takes with a warning, are brought there."""
     least = min((float(picture.min()) for picture in pictures if not isinstance(picture, PIL.Image.Image)), default=0)
     if least >= 0:
         return pictures
     warnings.warn(
-        f"`image` has values down to {least:g}, and is read as one in [-1, 1]; it takes floats in [0, 1].", stacklevel=2
+        f"`{name}` has values down to {least:g}, and is read as one in [-1, 1]; it takes floats in [0, 1].",
+        stacklevel=2,
     )
     return [picture if isinstance(picture, PIL.Image.Image) else picture / 2 + 0.5 for picture in pictures]
 

@@ -1,0 +1,1 @@
+modular_diffdiff/videos.py
