@@ -309,8 +309,9 @@ def test_every_family_loads_from_a_repository_of_its_own(hub, family_repos, tmp_
     for name in {list(family_repos)}:
         pipe = ModularPipeline.from_pretrained("ada/" + name, trust_remote_code=True)
         assert "TODO" not in pipe.doc, name
-        one = ModularPipeline.from_pretrained("ada/" + name, trust_remote_code=True, workflow="diffdiff")
-        assert len(one.blocks.inputs) <= len(pipe.blocks.inputs), name
+        if name in ("FluxDiffDiffAutoBlocks", "WanDiffDiffAutoBlocks"):
+            one = ModularPipeline.from_pretrained("ada/" + name, trust_remote_code=True, workflow="diffdiff")
+            assert len(one.blocks.inputs) <= len(pipe.blocks.inputs), name
         print(type(pipe.blocks).__module__.split(".")[0], type(pipe.blocks).__name__)
     """
     loaded = run_python(code, hub, tmp_path).splitlines()
