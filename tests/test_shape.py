@@ -73,6 +73,16 @@ def test_feathering_keeps_constants(value, sigma, seam):
     torch.testing.assert_close(feather(keep, sigma, seam), keep, atol=1e-6, rtol=0)
 
 
+@given(st.integers(0, 90), st.floats(0.1, 8), st.sampled_from(["across", "inside", "outside"]))
+def test_what_is_kept_beyond_the_feathers_reach_stays_fully_kept(column, sigma, seam):
+    """Bit for bit, at any sigma: a hair less would be a change, which `map_limits` would raise to the least asked for."""
+    keep = torch.ones(1, 1, 1, 91)
+    keep[..., column] = 0
+    reach = math.ceil(4 * sigma) + math.ceil(2 * sigma)
+    beyond = (torch.arange(91) - column).abs() > reach
+    assert (limit(feather(keep, sigma, seam), 0.25, 1)[..., beyond] == 1).all()
+
+
 @given(MAPS, st.floats(0, 4))
 def test_a_seam_lies_on_the_side_that_is_asked_for(keep, sigma):
     assert (feather(keep, sigma, "inside") >= keep).all()

@@ -55,15 +55,19 @@ def grow(keep: torch.Tensor, pixels: float) -> torch.Tensor:
     return -dilate(-keep, pixels) if pixels >= 0 else dilate(keep, -pixels)
 
 
-def blur(values: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A Gaussian of this standard deviation; beyond the picture, its border goes on."""
+def blur(keep: torch.Tensor, sigma: float) -> torch.Tensor:
+    """A Gaussian of this standard deviation; beyond the picture, its border goes on.
+
+    It spreads what changes, 1 - `keep`: sums of zeros are exact, so that what is fully kept beyond its reach stays so.
+    """
     if sigma == 0:
-        return values
+        return keep
     reach = math.ceil(REACH * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(values.dtype)
-    padded = F.pad(values, [reach] * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).clamp(0, 1)
+    kernel = (kernel / kernel.sum()).to(keep.dtype)
+    change = F.pad(1 - keep, [reach] * 4, mode="replicate")
+    change = F.conv2d(F.conv2d(change, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    return 1 - change.clamp(0, 1)
 
 
 def feather(keep: torch.Tensor, sigma: float, seam: str = "across") -> torch.Tensor:
