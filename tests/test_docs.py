@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import ModularPipeline
-from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers.modular_pipelines import LoopSequentialPipelineBlocks, ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
 import modular_diffdiff
@@ -21,7 +21,7 @@ from modular_diffdiff import (
     families,
     videos,
 )
-from modular_diffdiff.blocks import diffdiff_docs
+from modular_diffdiff.blocks import diffdiff_docs, diffdiff_loop
 
 from .helpers import build, picture
 
@@ -110,6 +110,23 @@ def test_with_a_map_required_is_a_prompt_an_image_and_the_map(blocks):
     blocks = BLOCKS[blocks]()
     required = set(blocks.get_workflow("diffdiff").required_inputs)
     assert required == ({"prompt", "video"} if "video" in blocks.input_names else {"prompt", "image", "diffdiff_map"})
+
+
+def loops_of(block) -> list[diffdiff_loop.DiffDiffLoop]:
+    inner = [loop for child in block.sub_blocks.values() for loop in loops_of(child)]
+    return [block, *inner] if isinstance(block, diffdiff_loop.DiffDiffLoop) else inner
+
+
+@pytest.mark.parametrize("blocks", ["automatic", *(family.__name__ for family in FAMILIES)])
+def test_a_loop_takes_what_upstream_finds_that_its_blocks_take(blocks):
+    loops = loops_of(BLOCKS[blocks]())
+    assert loops
+    for loop in loops:
+        said, found = (
+            [(param.name, param.kwargs_type, param.default, param.required) for param in params]
+            for params in (loop.inputs, LoopSequentialPipelineBlocks.inputs.fget(loop))
+        )
+        assert said == found
 
 
 def test_without_a_map_required_is_what_text_to_image_needs():

@@ -75,7 +75,7 @@ def test_feathering_keeps_constants(value, sigma, seam):
 
 @given(st.integers(0, 90), st.floats(0.1, 8), st.sampled_from(["across", "inside", "outside"]))
 def test_what_is_kept_beyond_the_feathers_reach_stays_fully_kept(column, sigma, seam):
-    """Bit for bit, at any sigma: a hair less would be a change, which `map_limits` would raise to the least asked for."""
+    """Bit for bit, at any sigma: a hair less would be a change, which `map_limits` would raise to its least."""
     keep = torch.ones(1, 1, 1, 91)
     keep[..., column] = 0
     reach = math.ceil(4 * sigma) + math.ceil(2 * sigma)

@@ -23,7 +23,7 @@ def embeddings_of(name: str, prompts: list[str]) -> dict:
     for key in keys:
         if key != maker:
             pipe._blocks.sub_blocks.pop(key)
-    state = pipe(prompt=prompts, **FAMILIES[name].inputs)
+    state = pipe(prompt=[*prompts], **FAMILIES[name].inputs)  # Z-Image's text encoder writes into the list
     return {entry: state.get(entry) for entry in made if state.get(entry) is not None}
 
 

@@ -27,20 +27,21 @@ class Asked:
         ahead: Those of them behind the check.
         following: All blocks that can run behind it, of every branch.
         takes, needs, gives: The names of a block's inputs, of the required ones and of its outputs; each block is asked
-            once, as a loop gathers them from all its steps.
+            once.
     """
 
     def __init__(self, components, state, check: type):
         self.given = {name: value for name, value in state.values.items() if value is not None}
-        blocks = components.blocks  # a copy of them, made anew
+        blocks = components._blocks  # `components.blocks` is a copy, made anew
         self.executed = blocks.get_execution_blocks(**self.given)
         self.blocks = list(self.executed.sub_blocks.values())
         checks = [place for place, block in enumerate(self.blocks) if isinstance(block, check)]
         self.ahead = self.blocks[checks[0] + 1 :]
         self.following = _following(blocks, check)
         self.get = self.given.get
-        self.takes = functools.cache(lambda block: frozenset(block.input_names))
-        self.needs = functools.cache(lambda block: frozenset(block.required_inputs))
+        inputs = functools.cache(lambda block: block.inputs)
+        self.takes = functools.cache(lambda block: frozenset(param.name for param in inputs(block)) - {None})
+        self.needs = functools.cache(lambda block: frozenset(param.name for param in inputs(block) if param.required))
         self.gives = functools.cache(lambda block: frozenset(block.intermediate_output_names))
 
     def makes(self, name: str) -> bool:

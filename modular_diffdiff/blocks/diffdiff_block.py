@@ -140,7 +140,6 @@ class DiffDiffBlock(ModularPipelineBlocks):
 class DiffDiffLoopBlock(DiffDiffBlock):
     """The same within a denoising loop, where subclasses define `run_step(components, block_state, i)`."""
 
-    @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
         self.run_step(components, block_state, i)
         return components, block_state

@@ -359,8 +359,9 @@ def required_of(block: ModularPipelineBlocks) -> tuple[dict[str, bool], set[str]
         }
         return taken, set.union(*(made for _, made in branches))
     if not isinstance(block, SequentialPipelineBlocks):
-        names, made = block.input_names, set(block.intermediate_output_names)
-        needed = set(block.required_inputs)
+        params, made = block.inputs, set(block.intermediate_output_names)
+        names = [param.name for param in params if param.name is not None]
+        needed = {param.name for param in params if param.required}
         # some of upstream's encoders declare these optional and fail without them
         if any(name.endswith("prompt_embeds") for name in made - set(names)):
             needed.add("prompt")

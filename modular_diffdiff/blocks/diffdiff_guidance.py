@@ -23,23 +23,22 @@ def only_combines(guider: BaseGuidance) -> bool:
     return kind.prepare_models is BaseGuidance.prepare_models and kind._input_predictions == CONDITIONS
 
 
-def join(conditions: list[BlockState], rows: int, family: diffdiff_block.FamilyTraits) -> BlockState:
+def join(conditions: list[dict[str, Any]], rows: int, family: diffdiff_block.FamilyTraits) -> dict[str, Any]:
     """The conditions of a step as one, whose tensors have the rows of all: those of the first, then the second's.
 
     Args:
-        conditions: What a guider has prepared, tensors of `rows` rows each.
+        conditions: The fields of what a guider has prepared, tensors of `rows` rows each.
         rows: The number of outputs.
         family: Says which values are shared by all rows, and whether others are lists of rows.
 
     Raises:
         BadInputError: If they do not fit in one batch, as prompts of different lengths where the model takes no mask.
     """
-    fields = [condition.as_dict() for condition in conditions]
+    fields = [dict(condition) for condition in conditions]
     for name in fields[0]:
         if f"{name}_mask" in fields[0] and all(one[name] is not None for one in fields):
             pad(fields, name, f"{name}_mask")
-    joined = {name: _join_values(name, [one[name] for one in fields], rows, family) for name in fields[0]}
-    return BlockState(**joined)
+    return {name: _join_values(name, [one[name] for one in fields], rows, family) for name in fields[0]}
 
 
 def check_fit(name: str, values: list[torch.Tensor | None], rows: int) -> None:
@@ -80,6 +79,14 @@ def _join_values(name: str, values: list[Any], rows: int, family: diffdiff_block
     return torch.cat(values)
 
 
+def _are_same(fields: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """Whether conditions hold the very same objects."""
+    return len(fields) == len(others) and all(
+        one.keys() == other.keys() and all(one[name] is other[name] for name in one)
+        for one, other in zip(fields, others, strict=True)
+    )
+
+
 class _StandIn:
     """Stands in for an object, and has its attributes."""
 
@@ -91,11 +98,12 @@ class _StandIn:
 
 
 class _Guider(_StandIn):
-    """A guider whose conditions are one, until they are combined."""
+    """A guider whose conditions are one, until they are combined; it serves all steps of a loop."""
 
     def __init__(self, guider: BaseGuidance, rows: int, family: diffdiff_block.FamilyTraits):
         super().__init__(guider)
         self.rows, self.family, self.conditions = rows, family, [None]
+        self.fields, self.joined_fields = [], {}
 
     def prepare_inputs(self, *args: Any) -> list[BlockState]:
         return self.joined(self._stands_for.prepare_inputs(*args))
@@ -105,10 +113,15 @@ class _Guider(_StandIn):
 
     def joined(self, conditions: list[BlockState]) -> list[BlockState]:
         self.conditions = conditions
-        return [join(conditions, self.rows, self.family)] if len(conditions) > 1 else conditions
+        if len(conditions) == 1:
+            return conditions
+        fields = [condition.as_dict() for condition in conditions]
+        if not _are_same(fields, self.fields):
+            self.fields, self.joined_fields = fields, join(fields, self.rows, self.family)
+        return [BlockState(**self.joined_fields)]
 
     def __call__(self, data: list[BlockState]) -> Any:
-        predictions = data[0].noise_pred.split(self.rows)
+        predictions = data[0].noise_pred.chunk(len(self.conditions))
         for condition, prediction in zip(self.conditions, predictions, strict=True):
             condition.noise_pred = prediction
         return self._stands_for(self.conditions)
@@ -148,9 +161,12 @@ class DiffDiffBatchGuidance(diffdiff_docs.Documented):
     def inputs(self) -> list[InputParam]:
         return [*super().inputs, diffdiff_docs.input_param("batch_guidance")]
 
-    @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
-        seen = self.in_one_call(components, len(block_state.latents)) if block_state.batch_guidance else components
+        seen = components
+        if block_state.batch_guidance:
+            if not hasattr(block_state, "in_one_call"):
+                block_state.in_one_call = self.in_one_call(components, len(block_state.latents))
+            seen = block_state.in_one_call
         _, block_state = super().__call__(seen, block_state, i=i, t=t)
         return components, block_state
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 
 from . import diffdiff_block, diffdiff_trajectory
 
@@ -88,7 +91,6 @@ class DiffDiffCallbackStep(diffdiff_block.DiffDiffLoopBlock):
 
     takes = ("callback_on_step_end",)
 
-    @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
         if block_state.callback_on_step_end is not None:
             block_state.callback_on_step_end(components, i, t, {})
@@ -109,6 +111,19 @@ class DiffDiffLoop:
     """Mixin of a denoising loop that a change map may leave nothing to run for."""
 
     description = "Denoising loop, in which every latent element starts to change at its release step."
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        """Upstream's, in one pass: that asks every block anew, for each input, whether it requires it."""
+        params, required, made = list(self.loop_inputs), set(self.loop_required_inputs), set()
+        for block in self.sub_blocks.values():
+            for param in block.inputs:
+                if param.required:
+                    required.add(param.name)
+                if param.name not in made and param not in params:
+                    params.append(param)
+            made |= {output.name for output in block.intermediate_outputs}
+        return [replace(param, required=param.name in required) for param in params]
 
     @torch.no_grad()
     def __call__(self, components, state):

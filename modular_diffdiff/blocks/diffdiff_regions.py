@@ -315,7 +315,6 @@ class DiffDiffRegional(diffdiff_docs.Documented):
         names = ("region_weights", "region_begins")
         return [*super().inputs, *(diffdiff_docs.input_param(name) for name in names)]
 
-    @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
         weights = block_state.region_weights
         if weights is None or weights.shape[1] == 1:

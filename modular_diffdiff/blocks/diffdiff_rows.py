@@ -26,7 +26,7 @@ def change_rows(
     if name in SHARED or name in family.shared:
         return value
     if isinstance(value, torch.Tensor):
-        return change(value) if value.ndim and len(value) == rows else value
+        return change(value) if value.shape[:1] == (rows,) else value
     if isinstance(value, dict):
         changed = {key: change_rows(part, rows, change, family, key) for key, part in value.items()}
         # without a change it stays the same object: some of upstream's blocks write into what they are given

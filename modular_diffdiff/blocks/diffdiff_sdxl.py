@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from diffusers.modular_pipelines import AutoPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam
@@ -141,7 +146,6 @@ class SDXLDiffDiffLoopBeforeDenoiser(diffdiff_docs.Documented, StableDiffusionXL
     def inputs(self) -> list[InputParam]:
         return diffdiff_loop.DiffDiffInjectStep().inputs
 
-    @torch.no_grad()
     def __call__(self, components, block_state, i: int, t: torch.Tensor):
         diffdiff_loop.inject(components, block_state, i)
         return super().__call__(components, block_state, i=i, t=t)
@@ -162,11 +166,25 @@ class SDXLDiffDiffControlNetLoopDenoiser(
     conditions."""
 
 
+@functools.cache
+def _parameters(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+class SDXLDiffDiffLoopAfterDenoiser(diffdiff_docs.Documented, StableDiffusionXLLoopAfterDenoiser):
+    """Takes the scheduler's step. Which arguments that has is looked up once, and not at every step, as upstream does."""
+
+    @staticmethod
+    def prepare_extra_kwargs(func: Callable, exclude_kwargs: Sequence[str] = (), **kwargs: Any) -> dict[str, Any]:
+        taken = _parameters(getattr(func, "__func__", func)) - {*exclude_kwargs}
+        return {name: value for name, value in kwargs.items() if name in taken}
+
+
 def _around(denoiser: type) -> list[type]:
     """The blocks of a denoising loop with this denoiser."""
     first = (SDXLDiffDiffLoopBeforeDenoiser, diffdiff_inpainting.SDXLDiffDiffInpaintingStep)
     last = (diffdiff_loop.DiffDiffRestoreStep, diffdiff_loop.DiffDiffCheckFiniteStep)
-    return [*first, denoiser, StableDiffusionXLLoopAfterDenoiser, *last]
+    return [*first, denoiser, SDXLDiffDiffLoopAfterDenoiser, *last]
 
 
 class SDXLDiffDiffDenoiseLoop(
