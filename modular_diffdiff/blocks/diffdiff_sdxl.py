@@ -172,7 +172,7 @@ def _parameters(function: Callable) -> frozenset[str]:
 
 
 class SDXLDiffDiffLoopAfterDenoiser(diffdiff_docs.Documented, StableDiffusionXLLoopAfterDenoiser):
-    """Takes the scheduler's step. Which arguments that has is looked up once, and not at every step, as upstream does."""
+    """Takes the scheduler's step, and looks up once which arguments that has; upstream does so at every step."""
 
     @staticmethod
     def prepare_extra_kwargs(func: Callable, exclude_kwargs: Sequence[str] = (), **kwargs: Any) -> dict[str, Any]:
