@@ -366,10 +366,13 @@ class DiffDiffCheckInputsStep(diffdiff_block.DiffDiffBlock):
         check_pictures(asked)
         check_overlay(asked)
         check_original(components, asked, self.family, prompts)
-        check_schedule(components.scheduler, asked)
+        self.check_share(check_schedule(components.scheduler, asked), asked)
         if "control_image" in asked.given:
             self.check_control(components, asked, prompts)
         self.check_start(components, asked, diffdiff_asked.count_outputs(asked, prompts))
+
+    def check_share(self, scheduler, asked: Asked) -> None:
+        """Refuses a share of the schedule, which `scheduler` has, that cannot be run."""
 
     def check_start(self, components, asked: Asked, outputs: int | None) -> None:
         check_start(components, asked, self.family, outputs)

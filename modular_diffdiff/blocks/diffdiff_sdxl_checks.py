@@ -198,9 +198,11 @@ class SDXLDiffDiffCheckInputsStep(diffdiff_checks.DiffDiffCheckInputsStep):
         super().check(components, state, asked)
         check_parts(components, asked)
         check_pooled(components, asked)
-        check_hand_over(asked)
-        check_share(diffdiff_checks.check_schedule(components.scheduler, asked), asked)
         check_conditioning(components, asked)
+
+    def check_share(self, scheduler, asked: Asked) -> None:
+        check_hand_over(asked)
+        check_share(scheduler, asked)
 
     def check_start(self, components, asked: Asked, outputs: int | None) -> None:
         check_start(components, asked, outputs)
