@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from pyarrow import parquet
 
 from modular_diffdiff.batch import Progress, run_batch
+from modular_diffdiff.batch_work import Job, Outcome, Plan, Worker
 from modular_diffdiff.ledger import Ledger
 
 from .noop import NoOp, content
@@ -34,6 +36,25 @@ def write(rows: list[dict] | int, path: str = "rows.jsonl") -> str:
 
 def run(manifest: str = "rows.jsonl", **options) -> Progress:
     return run_batch(manifest, "out", editor=NoOp(Path("rows.log").absolute()), **options)
+
+
+class Here:
+    """An engine of one worker in this process, for tests of what rows become: other processes import torch first."""
+
+    def __init__(self, job: Job):
+        self.worker = Worker(job)
+
+    def plan(self, *asked) -> Plan:
+        return self.worker.plan(*asked)
+
+    def run(self, plan: Plan) -> Iterator[Outcome]:
+        job = self.worker.job
+        for part, pipeline in plan.steps():
+            for rows in part.rows(job.manifest, pipeline, job.batch_size):
+                yield from self.worker.do(rows)
+
+    def close(self) -> None:
+        pass
 
 
 def table() -> dict[str, dict]:

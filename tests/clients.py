@@ -1,9 +1,10 @@
 """Fresh processes that know the loopback Hub and nothing else, and what that Hub holds."""
 
 import os
-import subprocess
+import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from modular_diffdiff.still_life import CHECKPOINT, COMPANIONS, FLOW_CHECKPOINT, IP_ADAPTER_NAME
 
+from . import fresh
 from .hub import TOKEN, Hub
 
 
@@ -33,17 +35,19 @@ def environment(hub: Hub | None, home: Path, **more: str) -> dict[str, str]:
 
 def run_python(code: str, hub: Hub | None, home: Path, folder: Path | None = None, **more: str) -> str:
     """What the code prints; it must not fail."""
-    return run_command([sys.executable, "-c", textwrap.dedent(code)], hub, home, folder, **more).stdout
+    return _run(("-c", textwrap.dedent(code)), hub, home, folder, **more)
 
 
-def run_command(
-    command: list[str], hub: Hub | None, home: Path, folder: Path | None = None, code: int = 0, **more: str
-) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder or home, env=environment(hub, home, **more)
-    )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
+def run_command(command: list[str], hub: Hub | None, home: Path) -> str:
+    """What one of the environment's commands prints; it must not fail."""
+    program, *arguments = command
+    return _run((shutil.which(program, path=BIN), *arguments), hub, home)
+
+
+def _run(arguments: Sequence[str], hub: Hub | None, home: Path, folder: Path | None = None, **more: str) -> str:
+    result = fresh.run(*arguments, folder=folder or home, environment=environment(hub, home, **more))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def files_in(folder: str | Path) -> dict[str, Path]:

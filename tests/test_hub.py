@@ -273,7 +273,7 @@ def test_from_a_warm_cache_without_a_network(hub, tmp_path):
 
 def test_the_schema_from_the_hub_has_type_default_and_sentence_for_every_input(hub, tmp_path):
     command = ["diffusers-cli", "--format", "json", "schema", "--model", BLOCKS_REPO, "--trust-remote-code"]
-    schema = json.loads(run_command(command, hub, tmp_path).stdout)
+    schema = json.loads(run_command(command, hub, tmp_path))
     assert schema["pipeline_class"] == "SDXLDiffDiffAutoBlocks"
     told = {entry["name"]: (entry["required"], entry["description"]) for entry in schema["inputs"]}
     assert told == {param.name: (param.required, param.description) for param in SDXLDiffDiffAutoBlocks().inputs}

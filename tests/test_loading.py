@@ -11,6 +11,8 @@ import pytest
 import modular_diffdiff
 from modular_diffdiff.blocks import diffdiff_versions
 
+from . import fresh
+
 
 PACKAGE = Path(modular_diffdiff.__file__).parent
 CLONE = PACKAGE.parent
@@ -18,12 +20,10 @@ CHECKPOINT = PACKAGE / "still_life" / "checkpoint"
 
 
 def fresh_process(code: str, cache: Path, folder: Path | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        cwd=folder or cache,  # in the cache, the package is not importable by accident
-        env={"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    return fresh.run(
+        *("-c", textwrap.dedent(code)),
+        folder=folder or cache,  # in the cache, the package is not importable by accident
+        environment={"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
     )
 
 

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from modular_diffdiff import SDXLDiffDiffBlocks, editing, loading, maps
+from modular_diffdiff import SDXLDiffDiffBlocks, batch, editing, loading, maps
 from modular_diffdiff.cli import app
 from modular_diffdiff.still_life import TEXT_SEGMENTER
 from modular_diffdiff.still_life.scene import Item, Scene, render
 
+from .batches import Here
 from .helpers import seeded
 
 
@@ -25,6 +26,7 @@ PROMPT, PEAR, BOTTLE = "a red apple and a blue cup on a tabletop", "a green pear
 def folder(tmp_path, monkeypatch):
     """A scene of two things, its change map, and where the left one is."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch, "_make_engine", lambda name, job, *_: Here(job))
     Image.fromarray(render(SCENE, 128)).save("photo.png")
     Image.new("L", (128, 128), 0).save("map.png")
     left = np.zeros((128, 128), np.uint8)
@@ -131,8 +133,8 @@ def test_rows_of_a_batch_are_what_edit_makes_and_notice_another_region(folder):
     ]
     shared = {"image": "photo.png", "map": "map.png", "prompt": PROMPT, "steps": 2}
     Path("rows.jsonl").write_text("".join(json.dumps(shared | row) + "\n" for row in rows))
-    batch = ("batch", "rows.jsonl", "--out", "edited", "--workers", 1)
-    assert run(*batch).exit_code == 0
+    command = ("batch", "rows.jsonl", "--out", "edited")
+    assert run(*command).exit_code == 0
     given = [("--region", region[0], "--region", region[1]), ("--region", region[1])]
     given.append(("--fill", "blur", "--strength", 0.5))
     for row, options in zip(rows, given, strict=True):
@@ -142,7 +144,7 @@ def test_rows_of_a_batch_are_what_edit_makes_and_notice_another_region(folder):
 
     before = {path.name: path.stat().st_mtime_ns for path in Path("edited/images").iterdir()}
     Image.fromarray(np.asarray(Image.open("left.png"))[:, ::-1].copy()).save("left.png")
-    assert run(*batch).exit_code == 0
+    assert run(*command).exit_code == 0
     after = {path.name: path.stat().st_mtime_ns for path in Path("edited/images").iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"both.png"}
 

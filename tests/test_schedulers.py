@@ -1,5 +1,6 @@
 """The laws of the method over every scheduler of the installed diffusers."""
 
+import copy
 import re
 from types import SimpleNamespace
 
@@ -97,7 +98,7 @@ NO_SAMPLE_PREDICTION = {
 }
 BASE = {"steps": 4, "dtype": torch.float32, "config": {}}
 AXES = {
-    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 4, 8, 50)},
+    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 8, 25)},
     **{spacing: {"config": {"timestep_spacing": spacing}} for spacing in ("leading", "linspace", "trailing")},
     **{sigmas: {"config": {f"use_{sigmas}_sigmas": True}} for sigmas in ("karras", "exponential", "beta")},
     **{kind: {"config": {"prediction_type": kind}} for kind in ("v_prediction", "sample")},
@@ -118,15 +119,17 @@ def test_upstream_refuses_the_prediction_type_that_these_lack(tiny, name, error)
         run(pipe, strength=1.0)
 
 
+def in_precision(components: dict, dtype: torch.dtype) -> dict:
+    models = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
+    return components | {name: copy.deepcopy(model).to(dtype) for name, model in models.items()}
+
+
 @pytest.mark.parametrize(("name", "axis"), CASES)
 def test_what_is_kept_ends_as_the_original_bit_for_bit(tiny, name, axis):
     case = BASE | AXES[axis]
-    pipe = diffdiff(tiny, scheduler=make(name, **case["config"]), guidance_scale=1.0)
-    pipe.to(dtype=case["dtype"])
-    try:
-        state = run(pipe, diffdiff_map=HALF, num_inference_steps=case["steps"])
-    finally:
-        pipe.to(dtype=torch.float32)
+    parts = tiny if case["dtype"] == torch.float32 else in_precision(tiny, case["dtype"])
+    pipe = diffdiff(parts, scheduler=make(name, **case["config"]), guidance_scale=1.0)
+    state = run(pipe, diffdiff_map=HALF, num_inference_steps=case["steps"])
     assert state.latents.dtype == case["dtype"]
     assert state.latents.isfinite().all()
     assert torch.equal(state.latents[..., :2], state.image_latents[..., :2])
@@ -148,7 +151,7 @@ def both(tiny, name: str, steps: int, strength: float, ours: dict, guidance_scal
 # PNDM makes one evaluation more than it has steps, and each is a step to the map: on that grid the law holds too.
 EXTRA_EVALUATIONS = {"PNDMScheduler": 1}
 # steps in all, and those of them that run
-GRID = [(1, 1), (2, 1), (3, 2), (8, 1), (8, 3), (8, 7), (40, 3)]
+GRID = [(1, 1), (2, 1), (3, 2), (8, 1), (8, 7), (40, 3)]
 
 
 @pytest.mark.parametrize(("steps", "runs"), GRID)
