@@ -98,7 +98,7 @@ NO_SAMPLE_PREDICTION = {
 }
 BASE = {"steps": 4, "dtype": torch.float32, "config": {}}
 AXES = {
-    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 8, 25)},
+    **{f"{steps} steps": {"steps": steps} for steps in (1, 2, 25)},
     **{spacing: {"config": {"timestep_spacing": spacing}} for spacing in ("leading", "linspace", "trailing")},
     **{sigmas: {"config": {f"use_{sigmas}_sigmas": True}} for sigmas in ("karras", "exponential", "beta")},
     **{kind: {"config": {"prediction_type": kind}} for kind in ("v_prediction", "sample")},
