@@ -23,22 +23,23 @@ def only_combines(guider: BaseGuidance) -> bool:
     return kind.prepare_models is BaseGuidance.prepare_models and kind._input_predictions == CONDITIONS
 
 
-def join(conditions: list[dict[str, Any]], rows: int, family: diffdiff_block.FamilyTraits) -> dict[str, Any]:
+def join(conditions: list[BlockState], rows: int, family: diffdiff_block.FamilyTraits) -> BlockState:
     """The conditions of a step as one, whose tensors have the rows of all: those of the first, then the second's.
 
     Args:
-        conditions: The fields of what a guider has prepared, tensors of `rows` rows each.
+        conditions: What a guider has prepared, tensors of `rows` rows each.
         rows: The number of outputs.
         family: Says which values are shared by all rows, and whether others are lists of rows.
 
     Raises:
         BadInputError: If they do not fit in one batch, as prompts of different lengths where the model takes no mask.
     """
-    fields = [dict(condition) for condition in conditions]
+    fields = [condition.as_dict() for condition in conditions]
     for name in fields[0]:
         if f"{name}_mask" in fields[0] and all(one[name] is not None for one in fields):
             pad(fields, name, f"{name}_mask")
-    return {name: _join_values(name, [one[name] for one in fields], rows, family) for name in fields[0]}
+    joined = {name: _join_values(name, [one[name] for one in fields], rows, family) for name in fields[0]}
+    return BlockState(**joined)
 
 
 def check_fit(name: str, values: list[torch.Tensor | None], rows: int) -> None:
@@ -79,14 +80,6 @@ def _join_values(name: str, values: list[Any], rows: int, family: diffdiff_block
     return torch.cat(values)
 
 
-def _are_same(fields: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
-    """Whether conditions hold the very same objects."""
-    return len(fields) == len(others) and all(
-        one.keys() == other.keys() and all(one[name] is other[name] for name in one)
-        for one, other in zip(fields, others, strict=True)
-    )
-
-
 class _StandIn:
     """Stands in for an object, and has its attributes."""
 
@@ -103,7 +96,6 @@ class _Guider(_StandIn):
     def __init__(self, guider: BaseGuidance, rows: int, family: diffdiff_block.FamilyTraits):
         super().__init__(guider)
         self.rows, self.family, self.conditions = rows, family, [None]
-        self.fields, self.joined_fields = [], {}
 
     def prepare_inputs(self, *args: Any) -> list[BlockState]:
         return self.joined(self._stands_for.prepare_inputs(*args))
@@ -113,12 +105,7 @@ class _Guider(_StandIn):
 
     def joined(self, conditions: list[BlockState]) -> list[BlockState]:
         self.conditions = conditions
-        if len(conditions) == 1:
-            return conditions
-        fields = [condition.as_dict() for condition in conditions]
-        if not _are_same(fields, self.fields):
-            self.fields, self.joined_fields = fields, join(fields, self.rows, self.family)
-        return [BlockState(**self.joined_fields)]
+        return [join(conditions, self.rows, self.family)] if len(conditions) > 1 else conditions
 
     def __call__(self, data: list[BlockState]) -> Any:
         predictions = data[0].noise_pred.chunk(len(self.conditions))

@@ -114,7 +114,7 @@ class DiffDiffLoop:
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Upstream's, in one pass: that asks every block anew, for each input, whether it requires it."""
+        """What upstream finds, which asks every block once more for each input; here each is asked once."""
         params, required, made = list(self.loop_inputs), set(self.loop_required_inputs), set()
         for block in self.sub_blocks.values():
             for param in block.inputs:
