@@ -15,7 +15,7 @@ from types import ModuleType
 _SERVER = multiprocessing.get_context("forkserver")
 # Of what diffusers imports, what takes longest and does not look at the environment.
 _SERVER.set_forkserver_preload(["scipy.stats", "torch._dynamo"])
-_PATH = [path for path in sys.path if path not in ("", str(Path(__file__).parents[1]))]  # before tests add to it
+_PATH = [path for path in sys.path if path]  # before tests add to it
 
 
 def run(*arguments: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
